@@ -1,0 +1,1 @@
+"""Quantization and the search for a pruning budget: reserved, nothing is here yet."""

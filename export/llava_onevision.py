@@ -1,0 +1,186 @@
+"""LLaVA-OneVision: what the exporter must know of this family. Tested with transformers 5.
+
+Tower: SigLIP, all patches of the chosen hidden state; projector: two linear layers; pooling: bilinear, half the side,
+rounded up. The video's tokens are followed by one learnt image_newline vector, which belongs to no frame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunevid.cost import DecoderShape, VisionShape
+from prunevid.errors import PruneVidError
+from prunevid.export.decoder import DecoderSpec
+from prunevid.export.vision import VisionSpec, hollow
+
+FAMILY = "llava_onevision"
+IMAGE_NEWLINE = "model.image_newline"
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+# Names in checkpoints written before transformers 5, and by it (which writes the older names), to today's modules.
+RENAMES = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.(model\.)?", "model.language_model."),
+    (r"^(vision_tower|multi_modal_projector|image_newline)", r"model.\1"),
+    (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+)
+
+
+def parse_config(data: dict[str, Any], where: str) -> Any:
+    """The transformers config object of a ``config.json``'s content.
+
+    Raises PruneVidError for another family, and for variants that this exporter would get wrong.
+    """
+    from transformers import LlavaOnevisionConfig
+
+    family = data.get("model_type")
+    if family != FAMILY:
+        raise PruneVidError(f"{where} is a {family!r} model: this exporter knows {FAMILY!r}")
+    try:
+        config = LlavaOnevisionConfig.from_dict(data)
+    except (ValueError, TypeError, KeyError) as error:
+        raise PruneVidError(f"{where} is no valid {FAMILY} config: {error}") from error
+    text, vision = config.text_config, config.vision_config
+    if text.model_type not in _DECODERS:
+        raise PruneVidError(f"{where} has a {text.model_type!r} language model: known are {', '.join(_DECODERS)}")
+    if vision.model_type != "siglip_vision_model":
+        raise PruneVidError(f"{where} has a {vision.model_type!r} vision tower: known is 'siglip_vision_model'")
+    if getattr(text, "use_sliding_window", False):
+        raise PruneVidError(f"{where} uses sliding-window attention, which a pruned KV cache cannot follow")
+    if text.hidden_act != "silu":
+        raise PruneVidError(f"{where} has the activation {text.hidden_act!r} in its language model: known is 'silu'")
+    return config
+
+
+def empty_model(config: Any) -> Any:
+    """The transformers model on the meta device: all names and shapes, no memory."""
+    import torch
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    with torch.device("meta"):
+        return LlavaOnevisionForConditionalGeneration(config)
+
+
+def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of this model holds, tied ones once."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # The norm behind the tower's last layer is in no output that the model reads, and older checkpoints lack it.
+    return {name: shape for name, shape in shapes.items() if ".post_layernorm." not in name}
+
+
+def vision_spec(config: Any, model: Any, dtype: ir.DataType) -> VisionSpec:
+    """The encoder to trace: tower, projector and pooling of the transformers model itself."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return VisionSpec(
+        encoder=_encoder(config, model, dtype),
+        prefix="model.",
+        image_size=config.vision_config.image_size,
+        tokens_per_frame=math.ceil(side / 2) ** 2,
+        channels=config.text_config.hidden_size,
+    )
+
+
+def _encoder(config: Any, model: Any, dtype: ir.DataType) -> Any:
+    import torch
+
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    pool = type(model.model).apply_pooling
+    torch_dtype = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}[dtype]
+
+    class Encoder(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = config
+            self.vision_tower = tower
+            self.multi_modal_projector = projector
+
+        def forward(self, pixel_values: Any) -> Any:
+            states = self.vision_tower(pixel_values.to(torch_dtype), output_hidden_states=True).hidden_states
+            layers = config.vision_feature_layer
+            chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+            patches = torch.cat(chosen, dim=-1)
+            if config.vision_feature_select_strategy == "default":
+                patches = patches[:, 1:]
+            return pool(self, self.multi_modal_projector(patches))
+
+    encoder = hollow(Encoder(), torch_dtype)
+    for module in encoder.modules():
+        # The only buffer without a value in a checkpoint: patch numbers, which the meta device did not fill in.
+        if "position_ids" in dict(module.named_buffers(recurse=False)):
+            module.register_buffer("position_ids", torch.arange(module.position_ids.shape[-1])[None], persistent=False)
+    return encoder
+
+
+def decoder_spec(config: Any) -> DecoderSpec:
+    """The language model as the decoder writer needs it."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    text = config.text_config
+    rope_type = (text.rope_parameters or {}).get("rope_type", "default")
+    if rope_type == "default":
+        head_dim = _head_dim(text)
+        exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+        frequencies, scale = (1.0 / text.rope_parameters["rope_theta"] ** exponents).astype(np.float32), 1.0
+    elif rope_type in ("linear", "llama3", "yarn"):
+        tensor, scale = ROPE_INIT_FUNCTIONS[rope_type](text, "cpu")
+        frequencies = tensor.numpy().astype(np.float32)
+    else:
+        raise PruneVidError(f"the rotary embedding {rope_type!r} depends on the length of the text: not exportable")
+    return DecoderSpec(
+        shape=decoder_shape(config),
+        norm_epsilon=float(text.rms_norm_eps),
+        inv_freq=frequencies,
+        rope_scale=float(scale),
+        projection_bias=text.model_type == "qwen2" or bool(getattr(text, "attention_bias", False)),
+        query_key_norm=text.model_type == "qwen3",
+        prefix="model.language_model.",
+        head=EMBEDDINGS if is_tied(config) else "lm_head.weight",
+    )
+
+
+def is_tied(config: Any) -> bool:
+    """Whether the output matrix is the embedding table."""
+    return bool(config.tie_word_embeddings or config.text_config.tie_word_embeddings)
+
+
+def _head_dim(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def decoder_shape(config: Any) -> DecoderShape:
+    """Shape of the language model."""
+    text = config.text_config
+    return DecoderShape(
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=_head_dim(text),
+        vocab_size=text.vocab_size,
+    )
+
+
+def vision_shape(config: Any) -> VisionShape:
+    """Shape of the vision tower, counting the layers up to the one whose output is used."""
+    vision = config.vision_config
+    layers = config.vision_feature_layer
+    last = max(_layers_run(layer, vision.num_hidden_layers) for layer in ([layers] if isinstance(layers, int) else layers))
+    return VisionShape(
+        layers=last,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        patches=(vision.image_size // vision.patch_size) ** 2,
+        patch_values=3 * vision.patch_size**2,
+    )
+
+
+def _layers_run(hidden_state: int, layers: int) -> int:
+    """Layers behind hidden_states[i], where state 0 is the embedding and negative numbers count from the end."""
+    return hidden_state if hidden_state >= 0 else layers + 1 + hidden_state
+

@@ -1,0 +1,171 @@
+"""PruneVid's spatio-temporal merge as ONNX nodes: features of T frames in, fewer visual tokens out.
+
+Written for any number of frames T and with shapes that depend on T alone: the groups of tokens that are clustered
+together (a segment's static positions, a frame's dynamic ones) are rows of one padded table of 2T rows, in the order
+of the merged sequence. What depends on the data is left to the ``prunevid`` operators. All of it runs in float32.
+The oracle is :func:`prunevid.reference.merge_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from prunevid.export import operators
+
+# Keeps the direction of an all-zero token defined; the reference uses the same value.
+_SMALLEST_NORM = 1e-12
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Graph inputs that carry the pruning settings, so that one graph serves every setting.
+
+    segment_counts int64 [frames + 1] and cluster_counts int64 [tokens + 1] are look-up tables (see
+    ``PruneConfig``): entry n is the count for n items. static_threshold is a float32 scalar.
+    """
+
+    segment_counts: ir.Value
+    cluster_counts: ir.Value
+    static_threshold: ir.Value
+
+
+@dataclass(frozen=True)
+class MergedValues:
+    """What the merge yields: tokens float32 [V, C], group int64 [V], patch_to_token int64 [T, N], segment int64 [T]."""
+
+    tokens: ir.Value
+    group: ir.Value
+    patch_to_token: ir.Value
+    segment: ir.Value
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The padded table of groups: tokens float32 [2T, N, C], valid bool [2T, N], and each frame's and segment's row."""
+
+    tokens: ir.Value
+    valid: ir.Value
+    static: ir.Value
+    static_row: ir.Value
+    dynamic_row: ir.Value
+
+
+def merge(op: Any, features: ir.Value, settings: MergeSettings, neighbours: int) -> MergedValues:
+    """Append the merge of features [T, N, C] to the graph behind ``op``; returns the merged tokens' values."""
+    features = op.Cast(features, to=ir.DataType.FLOAT)
+    opset = op.builder.graph.opset_imports[""]
+    dpc_knn = operators.dpc_knn(opset, neighbours)
+    segment = _segments(op, features, settings, dpc_knn, neighbours)
+    groups = _groups(op, features, segment, settings.static_threshold)
+    count = op.ReduceSum(op.Cast(groups.valid, to=ir.DataType.INT64), [1], keepdims=0)
+    clusters = op.Gather(settings.cluster_counts, count)
+    distances = _squared_distances(op, op.Sub(groups.tokens, op.ReduceMean(features, [0, 1], keepdims=1)))
+    cluster = op.call(dpc_knn, distances, groups.valid, clusters, neighbours=neighbours)
+    tokens, group = _cluster_means(op, groups.tokens, cluster)
+    return MergedValues(tokens, group, _patch_to_token(op, groups, segment, cluster, clusters), segment)
+
+
+def _segments(
+    op: Any, features: ir.Value, settings: MergeSettings, dpc_knn: ir.Function, neighbours: int
+) -> ir.Value:
+    """Contiguous segment of every frame, int64 [T], from clustering the frames' mean tokens."""
+    frame = op.ReduceMean(features, [1], keepdims=0)
+    centred = op.Sub(frame, op.ReduceMean(frame, [0], keepdims=1))
+    distances = _squared_distances(op, op.Unsqueeze(centred, [0]))
+    frames = op.Shape(features, start=0, end=1)
+    every = op.Expand(op.Constant(value=ir.tensor([[True]])), op.Concat([1], frames, axis=0))
+    count = op.Gather(settings.segment_counts, frames)
+    labels = op.call(dpc_knn, distances, every, count, neighbours=neighbours)
+    return op.call(operators.refine_segments(op.builder.graph.opset_imports[""]), op.Squeeze(labels, [0]))
+
+
+def _squared_distances(op: Any, tokens: ir.Value) -> ir.Value:
+    """Squared euclidean distances divided by C, [G, N, N], of tokens [G, N, C] that are centred near zero.
+
+    By a Gram matrix, which keeps the work in one matmul; centring is what keeps its float32 cancellation small.
+    """
+    gram = op.MatMul(tokens, op.Transpose(tokens, perm=[0, 2, 1]))
+    norm = op.ReduceSumSquare(tokens, [2], keepdims=1)
+    squared = op.Sub(op.Add(norm, op.Transpose(norm, perm=[0, 2, 1])), op.Mul(gram, 2.0))
+    channels = op.Cast(op.Shape(tokens, start=2, end=3), to=ir.DataType.FLOAT)
+    index = op.Range(0, op.Squeeze(op.Shape(tokens, start=1, end=2), [0]), 1)
+    itself = op.Equal(op.Unsqueeze(index, [0]), op.Unsqueeze(index, [1]))
+    return op.Where(itself, 0.0, op.Div(op.Max(squared, 0.0), channels))
+
+
+def _groups(op: Any, features: ir.Value, segment: ir.Value, threshold: ir.Value) -> _Groups:
+    """Split every segment into its static positions, averaged over its frames, and its frames' dynamic tokens.
+
+    Rows are numbered in sequence order: the static group of segment s that begins at frame f is row f + s, frame t
+    of segment s is row t + s + 1. Segment numbers that are not in use take the rows left over at the end.
+    """
+    frames = op.Shape(segment)
+    index = op.Range(0, op.Squeeze(frames, [0]), 1)
+    in_segment = op.Equal(op.Unsqueeze(segment, [0]), op.Unsqueeze(index, [1]))
+    weight = op.Cast(in_segment, to=ir.DataType.FLOAT)
+    static = _static(op, features, weight, threshold)
+    size = op.ReduceSum(weight, [1], keepdims=0)
+    mean = op.Div(_sum_over_frames(op, weight, features), op.Max(op.Unsqueeze(size, [1, 2]), 1.0))
+
+    width = op.Cast(size, to=ir.DataType.INT64)
+    static_row = op.Add(op.CumSum(width, 0, exclusive=1), index)
+    dynamic_row = op.Add(op.Add(index, segment), 1)
+    row_of_source = op.Concat(static_row, dynamic_row, axis=0)
+    rows = op.Range(0, op.Squeeze(op.Shape(row_of_source), [0]), 1)
+    source_of_row = op.ScatterElements(rows, row_of_source, rows, axis=0)
+
+    dynamic = op.Not(op.Gather(static, segment))
+    tokens = op.Gather(op.Concat(mean, features, axis=0), source_of_row)
+    valid = op.Gather(op.Concat(static, dynamic, axis=0), source_of_row)
+    return _Groups(tokens, valid, static, static_row, dynamic_row)
+
+
+def _static(op: Any, features: ir.Value, weight: ir.Value, threshold: ir.Value) -> ir.Value:
+    """Static positions, bool [T, N] by segment number: mean cosine over ordered pairs of frames above the threshold.
+
+    The mean over W(W-1) ordered pairs is (|sum of unit vectors|^2 - sum of their squares) / (W(W-1)), which one
+    matmul gives for all segments at once.
+    """
+    square = op.ReduceSumSquare(features, [2], keepdims=1)
+    unit = op.Div(features, op.Max(op.Sqrt(square), _SMALLEST_NORM))
+    own = op.MatMul(weight, op.ReduceSumSquare(unit, [2], keepdims=0))
+    together = op.ReduceSumSquare(_sum_over_frames(op, weight, unit), [2], keepdims=0)
+    size = op.ReduceSum(weight, [1], keepdims=1)
+    pairs = op.Mul(size, op.Sub(size, 1.0))
+    similarity = op.Div(op.Sub(together, own), op.Max(pairs, 1.0))
+    return op.And(op.Greater(similarity, threshold), op.Greater(pairs, 0.0))
+
+
+def _sum_over_frames(op: Any, weight: ir.Value, values: ir.Value) -> ir.Value:
+    """Weighted sums over frames: weight [S, T] and values [T, N, C] to [S, N, C]."""
+    flat = op.Reshape(values, op.Concat(op.Shape(values, start=0, end=1), [-1], axis=0))
+    return op.Reshape(op.MatMul(weight, flat), op.Shape(values))
+
+
+def _cluster_means(op: Any, tokens: ir.Value, cluster: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Mean token of every cluster [V, C] and the row it came from [V], row by row, cluster by cluster."""
+    slots = op.Range(0, op.Squeeze(op.Shape(cluster, start=1, end=2), [0]), 1)
+    member = op.Equal(op.Unsqueeze(cluster, [1]), op.Unsqueeze(slots, [0, 2]))
+    weight = op.Cast(member, to=ir.DataType.FLOAT)
+    size = op.ReduceSum(weight, [2], keepdims=1)
+    mean = op.Div(op.MatMul(weight, tokens), op.Max(size, 1.0))
+    in_use = op.NonZero(op.Greater(op.Squeeze(size, [2]), 0.0))
+    group, slot = op.Split(in_use, axis=0, num_outputs=2, _outputs=2)
+    group = op.Squeeze(group, [0])
+    flat = op.Reshape(mean, op.Concat([-1], op.Shape(tokens, start=2, end=3), axis=0))
+    width = op.Shape(cluster, start=1, end=2)
+    return op.Gather(flat, op.Add(op.Mul(group, width), op.Squeeze(slot, [0]))), group
+
+
+def _patch_to_token(op: Any, groups: _Groups, segment: ir.Value, cluster: ir.Value, clusters: ir.Value) -> ir.Value:
+    """Index of the merged token that each patch went into, int64 [T, N]."""
+    token = op.Add(cluster, op.Unsqueeze(op.CumSum(clusters, 0, exclusive=1), [1]))
+    static_row = op.Unsqueeze(op.Gather(groups.static_row, segment), [1])
+    dynamic_row = op.Unsqueeze(groups.dynamic_row, [1])
+    row = op.Where(op.Gather(groups.static, segment), static_row, dynamic_row)
+    width = op.Shape(cluster, start=1, end=2)
+    position = op.Unsqueeze(op.Range(0, op.Squeeze(width, [0]), 1), [0])
+    return op.Gather(op.Reshape(token, [-1]), op.Add(op.Mul(row, width), position))

@@ -1,0 +1,213 @@
+"""The three data-dependent steps of PruneVid as operators of the ONNX domain ``prunevid``.
+
+Each operator has a body of standard ONNX operators (a model-local function), so a graph that uses it runs on
+any ONNX runtime. A backend with a kernel of its own drops the bodies and keeps the nodes. The oracle of all
+three is :mod:`prunevid.reference`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript._internal.builder import GraphBuilder, build_function, build_graph, make_value
+
+DOMAIN = "prunevid"
+DOMAIN_VERSION = 1
+
+# Stands for "no distance" where a minimum is taken: larger than any squared distance of finite float32 features.
+_FAR = 3.0e38
+
+
+def dpc_knn(opset: int, neighbours: int) -> ir.Function:
+    """``DpcKnn(squared_distances, valid, clusters) -> cluster``: density-peak clustering of padded groups.
+
+    Inputs: squared_distances float32 [G, N, N] (divided by the channel count, zero diagonal), valid bool [G, N],
+    clusters int64 [G]. Output: cluster int64 [G, N], the cluster number of each token within its group, -1 where
+    invalid; clusters are numbered by decreasing density times delta. A group whose cluster count reaches its
+    token count keeps its order. Source: PruneVid (arXiv 2412.16117), section 3.2.
+    """
+
+    def body(op: Any, squared_distances: ir.Value, valid: ir.Value, clusters: ir.Value) -> ir.Value:
+        tokens = op.Shape(valid, start=1, end=2)
+        pair_valid = op.And(op.Unsqueeze(valid, [1]), op.Unsqueeze(valid, [2]))
+        mean = _mean_of_nearest(op, op.Where(pair_valid, squared_distances, _FAR), tokens, neighbours)
+        distance = op.Where(pair_valid, op.Sqrt(squared_distances), _FAR)
+        delta = _distance_to_denser(op, distance, pair_valid, mean, tokens)
+        # exp() is monotone, so "denser" above compared the means: float32 exp() would round near ties together.
+        score = op.Where(valid, op.Mul(op.Exp(op.Neg(mean)), delta), -1.0)
+        _, order = op.TopK(score, tokens, axis=1, largest=1, sorted=1, _outputs=2)
+        position = op.Expand(op.Range(0, op.Squeeze(tokens, [0]), 1), op.Shape(order))
+        rank = op.ScatterElements(position, order, position, axis=1)
+        nearest = _nearest_centre(op, distance, order, position, clusters)
+        limit = op.Unsqueeze(clusters, [1])
+        cluster = op.Where(op.Less(rank, limit), rank, nearest)
+        counted = op.Cast(valid, to=ir.DataType.INT64)
+        in_order = op.Sub(op.CumSum(counted, 1), 1)
+        keeps_all = op.GreaterOrEqual(limit, op.ReduceSum(counted, [1], keepdims=1))
+        return op.Where(valid, op.Where(keeps_all, in_order, cluster), -1)
+
+    return build_function(
+        body,
+        [make_value("squared_distances"), make_value("valid"), make_value("clusters")],
+        domain=DOMAIN,
+        name="DpcKnn",
+        # The count of neighbours is fixed when the graph is written; kernels read it from the node's attribute.
+        attributes=[ir.AttrInt64("neighbours", neighbours)],
+        opset_imports={"": opset},
+    )
+
+
+def _mean_of_nearest(op: Any, squared: ir.Value, tokens: ir.Value, neighbours: int) -> ir.Value:
+    """Mean of each token's smallest squared distances [G, N], itself included, over as many as there are."""
+    nearest, _ = op.TopK(squared, op.Min(tokens, [neighbours]), axis=2, largest=0, sorted=0, _outputs=2)
+    near = op.Less(nearest, _FAR)
+    total = op.ReduceSum(op.Where(near, nearest, 0.0), [2], keepdims=0)
+    count = op.ReduceSum(op.Cast(near, to=ir.DataType.FLOAT), [2], keepdims=0)
+    return op.Div(total, op.Max(count, 1.0))
+
+
+def _distance_to_denser(op: Any, distance: ir.Value, pair_valid: ir.Value, mean: ir.Value, tokens: ir.Value) -> ir.Value:
+    """Smallest distance to a denser token [G, N]; the group's largest distance where none is denser."""
+    other, own = op.Unsqueeze(mean, [1]), op.Unsqueeze(mean, [2])
+    index = op.Range(0, op.Squeeze(tokens, [0]), 1)
+    earlier = op.Less(op.Unsqueeze(index, [0]), op.Unsqueeze(index, [1]))
+    denser = op.And(pair_valid, op.Or(op.Less(other, own), op.And(op.Equal(other, own), earlier)))
+    smallest = op.ReduceMin(op.Where(denser, distance, _FAR), [2], keepdims=0)
+    largest = op.ReduceMax(op.Where(pair_valid, distance, 0.0), [1, 2], keepdims=0)
+    return op.Where(op.Less(smallest, _FAR), smallest, op.Unsqueeze(largest, [1]))
+
+
+def _nearest_centre(op: Any, distance: ir.Value, order: ir.Value, position: ir.Value, clusters: ir.Value) -> ir.Value:
+    """Cluster number of the centre nearest to each token [G, N]; ties go to the lower number."""
+    columns = op.Expand(op.Unsqueeze(order, [1]), op.Shape(distance))
+    to_ranked = op.GatherElements(distance, columns, axis=2)
+    is_centre = op.Less(op.Unsqueeze(position, [1]), op.Unsqueeze(clusters, [1, 2]))
+    return op.ArgMin(op.Where(is_centre, to_ranked, _FAR), axis=2, keepdims=0)
+
+
+def refine_segments(opset: int) -> ir.Function:
+    """``RefineSegments(labels) -> segment``: cluster labels of frames to contiguous segments.
+
+    Input: labels int64 [T]. Output: segment int64 [T], non-decreasing from 0. A run of equal labels is kept if it
+    is the longest of its label and longer than one frame; the frames of all other runs join, left to right, the
+    longer of the runs beside them (ties: left). Source: PruneVid (arXiv 2412.16117), section 3.2.
+    """
+
+    def body(op: Any, labels: ir.Value) -> ir.Value:
+        length = _run_lengths(op, labels)
+        same_label = op.Equal(op.Unsqueeze(labels, [0]), op.Unsqueeze(labels, [1]))
+        longest = op.ReduceMax(op.Where(same_label, op.Unsqueeze(length, [0]), 0), [1], keepdims=0)
+        kept = op.And(op.Equal(length, longest), op.Greater(length, 1))
+        right_label, right_length = _next_kept(op, labels, length, kept)
+        refined = _join_left_to_right(op, labels, kept, right_label, right_length)
+        return _run_numbers(op, refined)
+
+    return build_function(
+        body, [make_value("labels")], domain=DOMAIN, name="RefineSegments", opset_imports={"": opset}
+    )
+
+
+def _run_numbers(op: Any, labels: ir.Value) -> ir.Value:
+    """Number of the run of equal labels that each frame belongs to, int64 [T], from 0."""
+    previous = op.Concat(op.Slice(labels, [0], [1], [0]), op.Slice(labels, [0], [-1], [0]), axis=0)
+    changed = op.Cast(op.Not(op.Equal(labels, previous)), to=ir.DataType.INT64)
+    return op.CumSum(changed, 0)
+
+
+def _run_lengths(op: Any, labels: ir.Value) -> ir.Value:
+    """Length in frames of the run that each frame belongs to, int64 [T]."""
+    run = _run_numbers(op, labels)
+    same_run = op.Equal(op.Unsqueeze(run, [0]), op.Unsqueeze(run, [1]))
+    return op.ReduceSum(op.Cast(same_run, to=ir.DataType.INT64), [1], keepdims=0)
+
+
+def _next_kept(op: Any, labels: ir.Value, length: ir.Value, kept: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Label and length of the first kept run at or after each frame, int64 [T] each; length 0 where none is."""
+    index = op.Range(0, op.Squeeze(op.Shape(labels), [0]), 1)
+    ahead = op.And(op.Unsqueeze(kept, [0]), op.GreaterOrEqual(op.Unsqueeze(index, [0]), op.Unsqueeze(index, [1])))
+    ahead = op.Cast(ahead, to=ir.DataType.INT64)
+    first = op.ArgMax(ahead, axis=1, keepdims=0)
+    exists = op.ReduceMax(ahead, [1], keepdims=0)
+    return op.Gather(labels, first), op.Mul(op.Gather(length, first), exists)
+
+
+def _join_left_to_right(
+    op: Any, labels: ir.Value, kept: ir.Value, right_label: ir.Value, right_length: ir.Value
+) -> ir.Value:
+    """Labels int64 [T] after every dissolved frame took the label of the longer run beside it."""
+
+    def step(op: Any, left_label: Any, left_length: Any, label: Any, keep: Any, right: Any, right_size: Any) -> Any:
+        goes_left = op.And(op.Greater(left_length, 0), op.GreaterOrEqual(left_length, right_size))
+        # With nothing kept anywhere, the first frame keeps its own label and all others join it.
+        beside = op.Where(op.Greater(right_size, 0), right, label)
+        chosen = op.Where(keep, label, op.Where(goes_left, left_label, beside))
+        grown = op.Add(op.Where(op.Equal(chosen, left_label), left_length, 0), 1)
+        return op.Identity(chosen), grown, op.Identity(chosen)
+
+    int64, boolean = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
+
+    def scalar(name: str, kind: ir.TensorType) -> ir.Value:
+        return ir.Value(name=name, type=kind, shape=ir.Shape([]))
+
+    states = [scalar("left_label", int64), scalar("left_length", int64)]
+    frames = [scalar("label", int64), scalar("keep", boolean), scalar("right", int64), scalar("right_size", int64)]
+    outputs = [scalar("chosen", int64), scalar("grown", int64), scalar("refined", int64)]
+    loop = build_graph(
+        step, [*states, *frames], outputs, opset_imports=dict(op.builder.graph.opset_imports), parent=op.builder
+    )
+    first = op.Squeeze(op.Slice(labels, [0], [1], [0]), [0])
+    _, _, refined = op.Scan(
+        first, op.Constant(value_int=0), labels, kept, right_label, right_length,
+        body=loop, num_scan_inputs=4, _outputs=3,
+    )  # fmt: skip
+    return refined
+
+
+def group_topk(opset: int) -> ir.Function:
+    """``GroupTopK(scores, group, quota) -> kept``: the best tokens of every group.
+
+    Inputs: scores float32 [V], group int64 [V], quota int64 [G]. Output: kept int64 [R], ascending: of group g the
+    quota[g] tokens with the largest scores, ties to the lower index. Source: PruneVid, section 3.3.
+    """
+
+    def body(op: Any, scores: ir.Value, group: ir.Value, quota: ir.Value) -> ir.Value:
+        tokens = op.Shape(scores)
+        _, order = op.TopK(scores, tokens, axis=0, largest=1, sorted=1, _outputs=2)
+        ranked_group = op.Gather(group, order)
+        groups = op.Range(0, op.Squeeze(op.Shape(quota), [0]), 1)
+        member = op.Equal(op.Unsqueeze(ranked_group, [1]), op.Unsqueeze(groups, [0]))
+        better = op.CumSum(op.Cast(member, to=ir.DataType.INT32), 0)
+        own = op.GatherElements(better, op.Unsqueeze(ranked_group, [1]), axis=1)
+        place = op.Cast(op.Squeeze(own, [1]), to=ir.DataType.INT64)
+        keep = op.LessOrEqual(place, op.Gather(quota, ranked_group))
+        mask = op.ScatterElements(
+            op.Expand(0, tokens), order, op.Cast(keep, to=ir.DataType.INT64), axis=0
+        )
+        return op.Squeeze(op.NonZero(mask), [0])
+
+    return build_function(
+        body,
+        [make_value("scores"), make_value("group"), make_value("quota")],
+        domain=DOMAIN,
+        name="GroupTopK",
+        opset_imports={"": opset},
+    )
+
+
+def new_graph(name: str, opset: int, domains: tuple[str, ...] = ()) -> tuple[ir.Graph, Any]:
+    """An empty graph for ``opset`` (with version 1 of ``domains``) and the op builder that writes into it."""
+    graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": opset, **dict.fromkeys(domains, 1)})
+    return graph, builder_for(graph)
+
+
+def builder_for(graph: ir.Graph) -> Any:
+    """An op builder that appends nodes to ``graph``: ``op.Add(x, y)`` adds an Add node and returns its output."""
+    return GraphBuilder(graph).op
+
+
+def to_model(graph: ir.Graph, op: Any) -> ir.Model:
+    """The finished graph with the functions that it calls, as a model. IR version 10 is what opset 20 shipped with."""
+    return ir.Model(
+        graph, ir_version=10, producer_name="prunevid", functions=list(op.functions.values())
+    )

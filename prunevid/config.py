@@ -30,7 +30,7 @@ _NOTHING_IS_STATIC = 2.0
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """Settings of the PruneVid method; the defaults are the paper's (arXiv 2412.16117, section 4.1).
+    """Settings of the PruneVid method; the defaults are the paper's (arXiv 2412.16117, section 4).
 
     Attributes:
         segment_ratio: gamma; T frames are clustered into int(T * gamma) segments before refinement.

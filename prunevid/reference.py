@@ -59,7 +59,7 @@ class MergedTokens:
 
 
 def merge_tokens(features: npt.ArrayLike, config: PruneConfig) -> MergedTokens:
-    """Merge the visual tokens of a video over time and in space (arXiv 2412.16117, section 3.1).
+    """Merge the visual tokens of a video over time and in space (arXiv 2412.16117, section 3).
 
     Tokens come segment by segment: first what is static in the segment, averaged over its frames, then the
     dynamic tokens of each frame. Each of these is a group; DPC-KNN clusters it, and a cluster becomes the
@@ -111,7 +111,7 @@ def merge_tokens(features: npt.ArrayLike, config: PruneConfig) -> MergedTokens:
 
 
 def select_tokens(scores: npt.ArrayLike, group: npt.ArrayLike, config: PruneConfig) -> Integers:
-    """Choose the merged tokens that the question attends to most (arXiv 2412.16117, section 3.2).
+    """Choose the merged tokens that the question attends to most (arXiv 2412.16117, section 3).
 
     With selection "group", every group of n tokens keeps its best int(n * keep_ratio); with "global", so many
     of all tokens are kept, wherever they are. Groups of few tokens may keep none.
@@ -146,7 +146,7 @@ def dynamic_group(frame: int, segment: int) -> int:
 
 
 def segment_frames(features: npt.ArrayLike, config: PruneConfig) -> Integers:
-    """Cut a video into segments of similar frames (arXiv 2412.16117, section 3.1).
+    """Cut a video into segments of similar frames (arXiv 2412.16117, section 3).
 
     A frame is the mean of its tokens; DPC-KNN clusters the frames, and `refine_segments` makes the clusters
     contiguous. With as many clusters as frames, no run is longer than one frame, and one segment holds them
@@ -168,7 +168,7 @@ def segment_frames(features: npt.ArrayLike, config: PruneConfig) -> Integers:
 
 
 def static_positions(features: npt.ArrayLike, segments: npt.ArrayLike, threshold: float) -> Booleans:
-    """Find the positions that stay the same throughout a segment (arXiv 2412.16117, section 3.1).
+    """Find the positions that stay the same throughout a segment (arXiv 2412.16117, section 3).
 
     A position is static when the mean cosine similarity over the W * (W - 1) ordered pairs of the segment's W
     frames is above the threshold. One frame has no pairs: all of it is dynamic.
@@ -224,7 +224,7 @@ def squared_distances(tokens: npt.ArrayLike) -> Floats:
 
 
 def dpc_knn(squared: npt.ArrayLike, clusters: int, neighbours: int = 7) -> Integers:
-    """Cluster one group of tokens by density peaks with k nearest neighbours (arXiv 2412.16117, section 3.1).
+    """Cluster one group of tokens by density peaks with k nearest neighbours (arXiv 2412.16117, section 3).
 
     A token's density is exp(-mean of its k smallest squared distances, its own zero included); its delta is
     its distance to the nearest denser token, and for the densest the largest distance in the group. The
@@ -269,7 +269,7 @@ def dpc_knn(squared: npt.ArrayLike, clusters: int, neighbours: int = 7) -> Integ
 
 
 def refine_segments(labels: npt.ArrayLike) -> Integers:
-    """Make contiguous segments of the clusters that the frames fell into (arXiv 2412.16117, section 3.1).
+    """Make contiguous segments of the clusters that the frames fell into (arXiv 2412.16117, section 3).
 
     A run is a stretch of frames of one label. Of each label, the longest run is kept (all of them, where
     several are as long) unless it is a single frame; the other runs are dissolved. From left to right, every

@@ -6,11 +6,12 @@ converted and dropped while the graph's data file is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,42 @@ _DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float
 _LARGEST_HEADER = 100 << 20
 
 
+# Elements that are converted and written at once.
+_BLOCK = 1 << 22
+
+
+class StreamedTensor(ir.LazyTensor):
+    """A lazy tensor that can also be had block by block, so that writing it never holds all of it.
+
+    rows: function from a range of rows (of the tensor as stored) to their values. With ``transpose`` the tensor is
+    the stored matrix with its axes swapped; that one is read whole, and converted block by block.
+    """
+
+    def __init__(
+        self, name: str, rows: Callable[[int, int], np.ndarray], shape: Sequence[int], dtype: ir.DataType, transpose: bool
+    ) -> None:
+        self._rows, self._stored_shape, self._transpose = rows, tuple(shape), transpose
+        given = self._stored_shape[::-1] if transpose else self._stored_shape
+        super().__init__(self._load, dtype, ir.Shape(given), name=name, cache=False)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The tensor's values in order, as contiguous blocks of whole rows, in its own dtype."""
+        dtype = self.dtype.numpy()
+        count = self._stored_shape[0] if self._stored_shape else 1
+        if self._transpose:
+            whole = self._rows(0, count)
+            step = max(1, _BLOCK // count)
+            for start in range(0, whole.shape[1], step):
+                yield np.ascontiguousarray(whole[:, start : start + step].T, dtype=dtype)
+            return
+        step = max(1, _BLOCK // max(1, math.prod(self._stored_shape[1:])))
+        for start in range(0, count, step):
+            yield np.ascontiguousarray(self._rows(start, min(count, start + step)), dtype=dtype)
+
+    def _load(self) -> ir.Tensor:
+        return ir.Tensor(np.concatenate(list(self.blocks())), name=self.name)
+
+
 class Weights(Protocol):
     """A model's tensors by their transformers names, as lazy tensors of one floating-point type."""
 
@@ -36,7 +73,7 @@ class Weights(Protocol):
         """Type in which tensors are given out: FLOAT or FLOAT16."""
         ...
 
-    def tensor(self, name: str, *, transpose: bool = False) -> ir.LazyTensor:
+    def tensor(self, name: str, *, transpose: bool = False) -> StreamedTensor:
         """The tensor ``name``, read when it is written out; ``transpose`` swaps the axes of a matrix."""
         ...
 
@@ -50,10 +87,12 @@ class _Stored:
     dtype: Any
     shape: tuple[int, ...]
 
-    def read(self) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> np.ndarray:
         # Plain reads rather than a memory map: mapped pages of a whole shard would count as memory of this process.
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return np.fromfile(self.file, self.dtype, count, offset=self.offset).reshape(self.shape)
+        width = math.prod(self.shape[1:])
+        offset = self.offset + start * width * np.dtype(self.dtype).itemsize
+        values = np.fromfile(self.file, self.dtype, (stop - start) * width, offset=offset)
+        return values.reshape((stop - start, *self.shape[1:]))
 
 
 class SafetensorsWeights:
@@ -83,10 +122,10 @@ class SafetensorsWeights:
         """Type in which tensors are given out."""
         return self._dtype
 
-    def tensor(self, name: str, *, transpose: bool = False) -> ir.LazyTensor:
+    def tensor(self, name: str, *, transpose: bool = False) -> StreamedTensor:
         """See :class:`Weights`."""
         stored = self._stored[name]
-        return _lazy(name, stored.read, stored.shape, self._dtype, transpose)
+        return StreamedTensor(name, stored.rows, stored.shape, self._dtype, transpose)
 
     def _check(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         missing = [name for name in shapes if name not in self._stored]
@@ -118,31 +157,27 @@ class RandomWeights:
         """Type in which tensors are given out."""
         return self._dtype
 
-    def tensor(self, name: str, *, transpose: bool = False) -> ir.LazyTensor:
+    def tensor(self, name: str, *, transpose: bool = False) -> StreamedTensor:
         """See :class:`Weights`."""
         shape = self._shapes[name]
-        return _lazy(name, lambda: self.values(name), shape, self._dtype, transpose)
+        return StreamedTensor(name, lambda start, stop: self.rows(name, start, stop), shape, self._dtype, transpose)
 
-    def values(self, name: str) -> np.ndarray:
-        """The tensor's values, float32, before any transposition."""
-        shape = self._shapes[name]
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of a tensor before any transposition, float32; seeded row by row."""
+        shape = (stop - start, *self._shapes[name][1:])
         if name.endswith(".bias"):
             return np.zeros(shape, np.float32)
         if "norm" in name:
             return np.ones(shape, np.float32)
-        digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
-        generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:8], "little")))
-        return generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+        values = np.empty(shape, np.float32)
+        for row in range(start, stop):
+            values[row - start] = self._generator(name, row).standard_normal(shape[1:], dtype=np.float32)
+        values *= np.float32(0.02)
+        return values
 
-
-def _lazy(name: str, read: Any, shape: Sequence[int], dtype: ir.DataType, transpose: bool) -> ir.LazyTensor:
-    def load() -> ir.Tensor:
-        values = read()
-        if transpose:
-            values = values.T
-        return ir.Tensor(np.ascontiguousarray(values, dtype=dtype.numpy()), name=name)
-
-    return ir.LazyTensor(load, dtype, ir.Shape(list(shape)[::-1] if transpose else shape), name=name, cache=False)
+    def _generator(self, name: str, row: int) -> np.random.Generator:
+        seed = zlib.crc32(name.encode())
+        return np.random.Generator(np.random.SFC64([self._seed, seed, row]))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,0 +1,103 @@
+"""The models that can be exported by name, and where their checkpoints come from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunevid.errors import PruneVidError
+
+_MODELS = Path(__file__).parent / "models"
+# What an export reads of a checkpoint; a hub repository may hold much else.
+_PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model by its short name.
+
+    hub_id: repository of its checkpoint, or None for the demo model, which ships with the package. frames: how many
+    frames of a video it is usually shown.
+    """
+
+    name: str
+    hub_id: str | None
+    frames: int
+
+
+KNOWN = {
+    model.name: model
+    for model in (
+        KnownModel("llava-ov", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 32),
+        KnownModel("llava-ov-0.5b", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 32),
+        KnownModel("llava-ov-72b", "llava-hf/llava-onevision-qwen2-72b-ov-hf", 32),
+        KnownModel("demo", None, 16),
+    )
+}
+
+
+def known_model(name: str) -> KnownModel:
+    """The known model of that name. Raises PruneVidError for any other, naming those there are."""
+    if name not in KNOWN:
+        raise PruneVidError(f"unknown model {name!r}: known are {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def shipped_config(model: KnownModel) -> dict[str, Any]:
+    """The model's ``config.json``, which ships with the package."""
+    path = checkpoint_of_demo() / "config.json" if model.hub_id is None else _MODELS / f"{model.name}.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def checkpoint_of_demo() -> Path:
+    """Folder of the demo checkpoint within the package."""
+    return _MODELS / "demo"
+
+
+def find_checkpoint(model: KnownModel, given: str | None) -> Path:
+    """Folder of the checkpoint to export: the one given (a folder or a hub repository), or the model's own.
+
+    Raises PruneVidError where it is missing or the hub cannot be reached.
+    """
+    if given is None and model.hub_id is None:
+        return checkpoint_of_demo()
+    if given is not None and (Path(given).exists() or given.startswith((".", "/", "~"))):
+        return _local(Path(given).expanduser())
+    return _download(given or str(model.hub_id))
+
+
+def _local(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise PruneVidError(f"there is no checkpoint folder at {folder}")
+    if not (folder / "config.json").is_file():
+        raise PruneVidError(f"{folder} is not a checkpoint: it has no config.json")
+    return folder
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return _local(Path(snapshot_download(repository, allow_patterns=_PATTERNS)))
+    except HFValidationError as error:
+        raise PruneVidError(f"{repository!r} is neither a folder nor a hub repository of the form owner/name") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise PruneVidError(
+            f"cannot download {repository} ({type(error).__name__}): check the name and the network, "
+            "or give a folder with --checkpoint"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises PruneVidError where it is damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PruneVidError(f"{path} is damaged ({error}): download the checkpoint again") from error
+    if not isinstance(data, dict):
+        raise PruneVidError(f"{path} is damaged (no JSON object): download the checkpoint again")
+    return data

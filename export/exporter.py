@@ -1,0 +1,209 @@
+"""From a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from prunevid import __version__
+from prunevid.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    EmbeddingSpec,
+    Manifest,
+    ModelSpec,
+    PreprocessingSpec,
+    PromptSpec,
+    new_bundle,
+    open_bundle,
+    record_files,
+    write_manifest,
+)
+from prunevid.config import PruneConfig
+from prunevid.errors import PruneVidError
+from prunevid.export import assets, llava_onevision, writer
+from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, read_json, shipped_config
+from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
+from prunevid.export.decoder import build_llm_post, build_llm_pre
+from prunevid.export.dialects import dialect_named
+from prunevid.export.select import build_select
+from prunevid.export.vision import build_vision_merge
+
+DIALECTS = ("ort", "portable")
+PRECISIONS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+_EMBEDDINGS = "embeddings.bin"
+
+# Called with what is being done, the bytes written so far, and the bytes that there will be.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the model comes from: its config, its checkpoint folder (None: random weights), and the known model."""
+
+    model: KnownModel
+    checkpoint: Path | None
+    config: Any
+
+
+def export(
+    model: str,
+    output: str | os.PathLike[str],
+    *,
+    checkpoint: str | None = None,
+    random_weights: bool = False,
+    dialect: str = "ort",
+    precision: str = "fp32",
+    frames: int | None = None,
+    prune: PruneConfig | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a video language model as a bundle of ONNX graphs.
+
+    model: ``llava-ov``, ``llava-ov-0.5b``, ``llava-ov-72b`` or ``demo``. checkpoint: folder or hub repository, by
+    default the model's own; ``random_weights`` needs none, and gives the real architecture for measuring latency.
+    dialect: ``ort`` or ``portable``; precision: ``fp32`` or ``fp16``. frames: how many a run shows by default (the
+    graphs take any number). prune: by default the paper's settings with prune_layer scaled to the model's depth.
+    output: the bundle's folder, which appears when it is whole. Raises PruneVidError for anything a caller can mend.
+    """
+    _check_choice("dialect", dialect, DIALECTS)
+    _check_choice("precision", precision, tuple(PRECISIONS))
+    source = _find_source(known_model(model), checkpoint, random_weights)
+    layers = source.config.text_config.num_hidden_layers
+    prune = prune or PruneConfig.for_depth(layers)
+    if prune.prune_layer >= layers - 1:
+        raise PruneVidError(
+            f"prune_layer {prune.prune_layer} leaves no layer behind it: {model} has {layers}, give 0 to {layers - 2}"
+        )
+    frames = source.model.frames if frames is None else frames
+    if frames < 1:
+        raise PruneVidError(f"frames must be 1 or more, not {frames}")
+    with new_bundle(output, overwrite=overwrite) as folder:
+        manifest = _write(folder, source, dialect, precision, frames, prune, progress or _silent)
+        write_manifest(folder, replace(manifest, files=record_files(folder)))
+    return open_bundle(output, verify=False)
+
+
+def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise PruneVidError(f"unknown {what} {value!r}: known are {', '.join(known)}")
+
+
+def _find_source(model: KnownModel, checkpoint: str | None, random_weights: bool) -> _Source:
+    if random_weights:
+        if checkpoint is not None:
+            raise PruneVidError("random weights need no checkpoint: give one or the other")
+        return _Source(model, None, llava_onevision.parse_config(shipped_config(model), model.name))
+    folder = find_checkpoint(model, checkpoint)
+    path = folder / "config.json"
+    return _Source(model, folder, llava_onevision.parse_config(read_json(path), str(path)))
+
+
+def _write(
+    folder: Path,
+    source: _Source,
+    dialect_name: str,
+    precision: str,
+    frames: int,
+    prune: PruneConfig,
+    progress: Progress,
+) -> Manifest:
+    """Write every file of the bundle but its manifest, which is returned without the files' records."""
+    config, dtype, dialect = source.config, PRECISIONS[precision], dialect_named(dialect_name)
+    progress("tracing the vision tower", 0, 0)
+    empty = llava_onevision.empty_model(config)
+    weights = _weights(source, empty, dtype)
+    decoder = llava_onevision.decoder_spec(config)
+    vision = llava_onevision.vision_spec(config, empty, dtype)
+    shape = decoder.shape
+
+    table = [weights.tensor(llava_onevision.EMBEDDINGS), _newline(weights, shape.hidden_size)]
+    head: ir.TensorProtocol = weights.tensor(decoder.head)
+    if llava_onevision.is_tied(config):
+        head = writer.table_rows(folder / _EMBEDDINGS, shape.vocab_size, shape.hidden_size, dtype, decoder.head)
+    models = [
+        build_vision_merge(vision, weights, prune.neighbours),
+        build_llm_pre(decoder, weights, dialect, prune.prune_layer),
+        build_select(shape, dialect, dtype, prune.prune_layer + 1),
+        build_llm_post(decoder, weights, dialect, prune.prune_layer, head),
+    ]
+    total = sum(map(writer.weight_bytes, models)) + sum(tensor.nbytes for tensor in table)
+    meter = _Meter(progress, total)
+    writer.write_embeddings(table, folder / _EMBEDDINGS, meter.stage("writing embeddings"))
+    graphs = {
+        str(model.graph.name): writer.write_graph(model, folder, meter.stage(f"writing {model.graph.name}"))
+        for model in models
+    }
+    prompt, preprocessing = _assets(source, folder)
+    progress("recording checksums", total, total)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_by=f"prunevid {__version__}",
+        model=ModelSpec(
+            name=source.model.name,
+            family=llava_onevision.FAMILY,
+            random_weights=source.checkpoint is None,
+            tokens_per_frame=vision.tokens_per_frame,
+            decoder=shape,
+            vision=llava_onevision.vision_shape(config),
+        ),
+        dialect=dialect_name,
+        precision=precision,
+        frames=frames,
+        prune=prune,
+        graphs=graphs,
+        embeddings=EmbeddingSpec(
+            _EMBEDDINGS, str(np.dtype(dtype.numpy())), shape.vocab_size + 1, shape.hidden_size, shape.vocab_size
+        ),
+        prompt=prompt,
+        preprocessing=preprocessing,
+        files={},
+    )
+
+
+def _weights(source: _Source, empty: Any, dtype: ir.DataType) -> Weights:
+    shapes = llava_onevision.tensor_shapes(empty)
+    if source.checkpoint is None:
+        return RandomWeights(dtype, shapes)
+    return SafetensorsWeights(source.checkpoint, dtype, shapes, llava_onevision.RENAMES)
+
+
+def _newline(weights: Weights, columns: int) -> StreamedTensor:
+    """The vector behind the video as one more row of the embedding table: the runtime looks it up like a token."""
+    tensor = weights.tensor(llava_onevision.IMAGE_NEWLINE)
+    return StreamedTensor(
+        "image_newline", lambda start, stop: tensor.numpy().reshape(1, columns), (1, columns), weights.dtype, False
+    )
+
+
+def _assets(source: _Source, folder: Path) -> tuple[PromptSpec, PreprocessingSpec]:
+    size = source.config.vision_config.image_size
+    if source.checkpoint is None:
+        return assets.prompt_of_bytes(folder, source.config), assets.default_preprocessing(size)
+    prompt = assets.prompt_from_checkpoint(source.checkpoint, folder, source.config)
+    return prompt, assets.preprocessing_from_checkpoint(source.checkpoint, size)
+
+
+class _Meter:
+    """Adds up the bytes written and reports them."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def stage(self, what: str) -> writer.Advance:
+        def advance(count: int) -> None:
+            self._done += count
+            self._progress(what, self._done, self._total)
+
+        return advance
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass

@@ -17,6 +17,8 @@ DOMAIN_VERSION = 1
 
 # Stands for "no distance" where a minimum is taken: larger than any squared distance of finite float32 features.
 _FAR = 3.0e38
+# Logarithm of a score of zero: below that of any token that is apart from a denser one.
+_NO_SCORE = -1.0e38
 
 
 def dpc_knn(opset: int, neighbours: int) -> ir.Function:
@@ -31,15 +33,16 @@ def dpc_knn(opset: int, neighbours: int) -> ir.Function:
     def body(op: Any, squared_distances: ir.Value, valid: ir.Value, clusters: ir.Value) -> ir.Value:
         tokens = op.Shape(valid, start=1, end=2)
         pair_valid = op.And(op.Unsqueeze(valid, [1]), op.Unsqueeze(valid, [2]))
-        mean = _mean_of_nearest(op, op.Where(pair_valid, squared_distances, _FAR), tokens, neighbours)
-        distance = op.Where(pair_valid, op.Sqrt(squared_distances), _FAR)
-        delta = _distance_to_denser(op, distance, pair_valid, mean, tokens)
-        # exp() is monotone, so "denser" above compared the means: float32 exp() would round near ties together.
-        score = op.Where(valid, op.Mul(op.Exp(op.Neg(mean)), delta), -1.0)
+        squared = op.Where(pair_valid, squared_distances, _FAR)
+        mean = _mean_of_nearest(op, squared, tokens, neighbours)
+        delta = _squared_distance_to_denser(op, squared, pair_valid, mean, tokens)
+        # The logarithm of density times delta: the same order, where float32 exp() would round densities together.
+        score = op.Sub(op.Mul(op.Log(delta), 0.5), mean)
+        score = op.Where(valid, op.Where(op.Greater(delta, 0.0), score, _NO_SCORE), -_FAR)
         _, order = op.TopK(score, tokens, axis=1, largest=1, sorted=1, _outputs=2)
         position = op.Expand(op.Range(0, op.Squeeze(tokens, [0]), 1), op.Shape(order))
         rank = op.ScatterElements(position, order, position, axis=1)
-        nearest = _nearest_centre(op, distance, order, position, clusters)
+        nearest = _nearest_centre(op, squared, order, position, clusters)
         limit = op.Unsqueeze(clusters, [1])
         cluster = op.Where(op.Less(rank, limit), rank, nearest)
         counted = op.Cast(valid, to=ir.DataType.INT64)
@@ -67,21 +70,26 @@ def _mean_of_nearest(op: Any, squared: ir.Value, tokens: ir.Value, neighbours: i
     return op.Div(total, op.Max(count, 1.0))
 
 
-def _distance_to_denser(op: Any, distance: ir.Value, pair_valid: ir.Value, mean: ir.Value, tokens: ir.Value) -> ir.Value:
-    """Smallest distance to a denser token [G, N]; the group's largest distance where none is denser."""
+def _squared_distance_to_denser(
+    op: Any, squared: ir.Value, pair_valid: ir.Value, mean: ir.Value, tokens: ir.Value
+) -> ir.Value:
+    """Smallest squared distance to a denser token [G, N]; the group's largest where none is denser.
+
+    Density is exp(-mean), so the denser token has the smaller mean; of equals, the earlier one counts as denser.
+    """
     other, own = op.Unsqueeze(mean, [1]), op.Unsqueeze(mean, [2])
     index = op.Range(0, op.Squeeze(tokens, [0]), 1)
     earlier = op.Less(op.Unsqueeze(index, [0]), op.Unsqueeze(index, [1]))
     denser = op.And(pair_valid, op.Or(op.Less(other, own), op.And(op.Equal(other, own), earlier)))
-    smallest = op.ReduceMin(op.Where(denser, distance, _FAR), [2], keepdims=0)
-    largest = op.ReduceMax(op.Where(pair_valid, distance, 0.0), [1, 2], keepdims=0)
+    smallest = op.ReduceMin(op.Where(denser, squared, _FAR), [2], keepdims=0)
+    largest = op.ReduceMax(op.Where(pair_valid, squared, 0.0), [1, 2], keepdims=0)
     return op.Where(op.Less(smallest, _FAR), smallest, op.Unsqueeze(largest, [1]))
 
 
-def _nearest_centre(op: Any, distance: ir.Value, order: ir.Value, position: ir.Value, clusters: ir.Value) -> ir.Value:
+def _nearest_centre(op: Any, squared: ir.Value, order: ir.Value, position: ir.Value, clusters: ir.Value) -> ir.Value:
     """Cluster number of the centre nearest to each token [G, N]; ties go to the lower number."""
-    columns = op.Expand(op.Unsqueeze(order, [1]), op.Shape(distance))
-    to_ranked = op.GatherElements(distance, columns, axis=2)
+    columns = op.Expand(op.Unsqueeze(order, [1]), op.Shape(squared))
+    to_ranked = op.GatherElements(squared, columns, axis=2)
     is_centre = op.Less(op.Unsqueeze(position, [1]), op.Unsqueeze(clusters, [1, 2]))
     return op.ArgMin(op.Where(is_centre, to_ranked, _FAR), axis=2, keepdims=0)
 

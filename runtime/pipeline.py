@@ -1,0 +1,121 @@
+"""The public face of the runtime: load a bundle, ask about videos."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from prunevid.bundle import Bundle, open_bundle
+from prunevid.config import PruneConfig
+from prunevid.errors import PruneVidError
+from prunevid.runtime.answer import Answer, Timings
+from prunevid.runtime.backend import choose_backend
+from prunevid.runtime.chain import Chain
+from prunevid.runtime.preprocess import Preprocessing, preprocess
+from prunevid.runtime.prompt import ChatPrompt
+from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.session import VideoSession
+from prunevid.runtime.stream import AnswerStream
+from prunevid.runtime.video import read_frames
+
+# A path to a video file or to a folder of images, or frames uint8 [T, H, W, 3].
+Video = str | os.PathLike[str] | np.ndarray
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle, backend: str = "auto", *, threads: int | None = None, verify: bool = True
+) -> Pipeline:
+    """Load a bundle's graphs.
+
+    backend: ``auto`` or ``ort-cpu``. threads: CPU threads, by default one per core. verify: also hash every file of
+    the bundle. Raises PruneVidError where the bundle is damaged or the backend cannot run it.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+    return Pipeline(opened, Chain(opened, choose_backend(backend, threads)))
+
+
+class Pipeline:
+    """A loaded bundle: video in, text out."""
+
+    def __init__(self, bundle: Bundle, chain: Chain) -> None:
+        self.bundle = bundle
+        self.chain = chain
+        spec = bundle.manifest.preprocessing
+        self._preprocessing = Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample)
+        text = bundle.manifest.prompt
+        template = bundle.file(text.chat_template).read_text(encoding="utf-8")
+        self.prompt = ChatPrompt(bundle.file(text.tokenizer), template, text.video_token, text.eos_ids)
+
+    def open(self, video: Video, *, frames: int | None = None, prune: bool | PruneConfig = True) -> VideoSession:
+        """Read and encode a video, and run the language model up to the question.
+
+        frames: how many to sample, by default the bundle's. prune: True for the bundle's settings, False for none, or
+        settings of your own (prune_layer and neighbours are fixed at export). Raises PruneVidError where the video
+        cannot be read.
+        """
+        settings = self._settings(prune)
+        timings = Timings()
+        with timings.stage("video"):
+            sampled = read_frames(video, self.bundle.manifest.frames if frames is None else frames)
+        with timings.stage("preprocess"):
+            pixel_values = preprocess(sampled.frames, self._preprocessing)
+        with timings.stage("vision"):
+            features = self.chain.encode(pixel_values)
+        if settings is None:
+            tokens = self.chain.unmerged(features)
+        else:
+            with timings.stage("merge"):
+                tokens = self.chain.merge(features, settings)
+        return VideoSession(
+            self.chain, self.prompt, tokens, settings, opening=timings, skipped_frames=sampled.skipped
+        )
+
+    def ask(
+        self,
+        video: Video,
+        question: str,
+        *,
+        frames: int | None = None,
+        prune: bool | PruneConfig = True,
+        **sampling: Any,
+    ) -> Answer:
+        """Answer one question about a video.
+
+        sampling: fields of :class:`prunevid.runtime.SamplingConfig`, such as max_new_tokens. For several questions
+        about one video, :meth:`open` it. Raises PruneVidError as :meth:`open` and ``VideoSession.ask`` do.
+        """
+        stream = self.stream(video, question, frames=frames, prune=prune, **sampling)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        video: Video,
+        question: str,
+        *,
+        frames: int | None = None,
+        prune: bool | PruneConfig = True,
+        **sampling: Any,
+    ) -> AnswerStream:
+        """Like :meth:`ask`, but piece by piece: iterate over the text, then read ``.answer``."""
+        config = SamplingConfig(**sampling)
+        # Before the video is read: a question that cannot be asked should not cost its encoding.
+        self.prompt.encode(question)
+        return self.open(video, frames=frames, prune=prune).stream(question, config)
+
+    def _settings(self, prune: bool | PruneConfig) -> PruneConfig | None:
+        exported = self.bundle.manifest.prune
+        if isinstance(prune, PruneConfig):
+            for name in ("prune_layer", "neighbours"):
+                if getattr(prune, name) != getattr(exported, name):
+                    raise PruneVidError(
+                        f"{name} is fixed at export: this bundle has {getattr(exported, name)}, "
+                        f"not {getattr(prune, name)}; export it again to change it"
+                    )
+            settings = prune
+        else:
+            settings = exported
+        return None if prune is False or settings.is_disabled else settings

@@ -1,0 +1,151 @@
+"""One video, any number of questions: what does not depend on the question is computed once.
+
+Opening a video runs vision, merge and llm_pre over everything before the question. A question then costs llm_pre over
+its own few rows, select, and llm_post over the kept rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunevid.config import PruneConfig
+from prunevid.cost import TokenCounts
+from prunevid.errors import PruneVidError
+from prunevid.runtime.answer import Answer, Timings
+from prunevid.runtime.chain import Chain, VideoTokens, positions
+from prunevid.runtime.kv_cache import KvCache
+from prunevid.runtime.prompt import ChatPrompt
+from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.stream import AnswerStream, Prefilled
+
+# Rows kept free behind a video for a question; a longer one moves the cache once.
+_QUESTION_ROOM = 256
+
+
+class VideoSession:
+    """A video that questions can be asked about. Made by :meth:`prunevid.runtime.Pipeline.open`.
+
+    video: the visual tokens; prune: the pruning settings, None to prune nothing.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        prompt: ChatPrompt,
+        video: VideoTokens,
+        prune: PruneConfig | None,
+        *,
+        opening: Timings | None = None,
+        skipped_frames: int = 0,
+    ) -> None:
+        """``opening`` holds the timings of the stages already run for this video; the first answer reports them."""
+        self.video = video
+        self.prune = prune
+        self.skipped_frames = skipped_frames
+        self._chain, self._prompt = chain, prompt
+        self._opening = opening or Timings()
+        self._questions = 0
+        # Any question will do: what stands before the video does not depend on it.
+        prefix = prompt.encode("?").prefix
+        self._text_before = len(prefix)
+        rows = len(prefix) + len(video.tokens) + 1
+        self._check_length(rows, "the video takes")
+        self._pre_cache = chain.new_cache(chain.pre_layers, rows + _QUESTION_ROOM)
+        with self._opening.stage("prefix"):
+            embeds = np.concatenate([chain.embed(prefix), video.tokens, chain.image_newline])
+            self._prefix_hidden, _ = chain.run_pre(embeds, self._pre_cache, 0)
+        # Only used when nothing is pruned: then the later layers' KV of the video serves every question, too.
+        self._post_cache: KvCache | None = None
+
+    @property
+    def prefix_rows(self) -> int:
+        """Rows before the question: text, visual tokens, image_newline."""
+        return int(self._prefix_hidden.shape[1])
+
+    def ask(self, question: str, sampling: SamplingConfig | None = None) -> Answer:
+        """Answer a question. Raises PruneVidError where it is empty, too long, or holds special tokens."""
+        stream = self.stream(question, sampling)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, question: str, sampling: SamplingConfig | None = None) -> AnswerStream:
+        """Like :meth:`ask`, but piece by piece: iterate over the text, then read ``.answer``.
+
+        Asking the next question ends an answer that is still being read: both would write into one cache.
+        """
+        sampling = sampling or SamplingConfig()
+        ids = self._prompt.encode(question).suffix
+        self._check_length(self.prefix_rows + len(ids) + sampling.max_new_tokens, "video, question and answer take")
+        self._questions += 1
+        number = self._questions
+        timings, self._opening = self._opening, Timings()
+        return AnswerStream(
+            chain=self._chain,
+            prompt=self._prompt,
+            prefill=lambda: self._prefill(ids, sampling.max_new_tokens, timings),
+            is_current=lambda: self._questions == number,
+            sampling=sampling,
+            timings=timings,
+            skipped_frames=self.skipped_frames,
+        )
+
+    def choose_scores(self, scores: np.ndarray) -> np.ndarray:
+        """The scores by which visual tokens are kept, float32 of every row: the question's attention at layer M."""
+        return scores
+
+    def _prefill(self, ids: np.ndarray, room: int, timings: Timings) -> Prefilled:
+        """Run a question's rows and everything behind them, leaving ``room`` rows for the answer."""
+        start, rows = self.prefix_rows, len(ids)
+        self._pre_cache.rewind(start)
+        self._pre_cache.reserve(start + rows + room)
+        embeds = self._chain.embed(ids)
+        if self.prune is None:
+            return self._prefill_unpruned(embeds, room, timings)
+        with timings.stage("question"):
+            hidden, scores = self._chain.run_pre(embeds, self._pre_cache, start, question_start=0)
+        with timings.stage("select"):
+            selection = self._chain.run_select(
+                self.choose_scores(scores),
+                self.video,
+                self._text_before,
+                np.concatenate([self._prefix_hidden, hidden], axis=1),
+                self._pre_cache,
+                self.prune,
+                room,
+            )
+        post_cache = self._chain.new_cache(self._chain.post_layers, selection.hidden.shape[1] + room)
+        with timings.stage("llm_post"):
+            logits = self._chain.run_post(selection.hidden, post_cache, selection.position_ids)
+        counts = self._token_counts(len(selection.kept), rows)
+        return Prefilled(logits, start + rows, selection.cache, post_cache, counts, pruned=True)
+
+    def _prefill_unpruned(self, embeds: np.ndarray, room: int, timings: Timings) -> Prefilled:
+        start, rows = self.prefix_rows, len(embeds)
+        with timings.stage("question"):
+            hidden, _ = self._chain.run_pre(embeds, self._pre_cache, start)
+        first = 0 if self._post_cache is None else start
+        if self._post_cache is None:
+            self._post_cache = self._chain.new_cache(self._chain.post_layers, start + rows + room)
+            hidden = np.concatenate([self._prefix_hidden, hidden], axis=1)
+        self._post_cache.rewind(first)
+        self._post_cache.reserve(start + rows + room)
+        with timings.stage("llm_post"):
+            logits = self._chain.run_post(hidden, self._post_cache, positions(first, start + rows - first))
+        counts = self._token_counts(len(self.video.tokens), rows)
+        return Prefilled(logits, start + rows, self._pre_cache, self._post_cache, counts, pruned=False)
+
+    def _token_counts(self, kept: int, question_rows: int) -> TokenCounts:
+        """Tokens before and after each stage; image_newline counts as text behind the video."""
+        return TokenCounts(
+            visual=self.video.patch_to_token.size,
+            merged=len(self.video.tokens),
+            kept=kept,
+            text_before=self._text_before,
+            text_after=question_rows + 1,
+        )
+
+    def _check_length(self, rows: int, what: str) -> None:
+        limit = self._chain.manifest.prompt.max_positions
+        if rows > limit:
+            raise PruneVidError(f"{what} {rows} positions, the model has {limit}: use fewer frames or words")

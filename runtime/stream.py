@@ -1,0 +1,129 @@
+"""Decoding an answer, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from prunevid.cost import TokenCounts, kv_bytes
+from prunevid.errors import PruneVidError
+from prunevid.runtime.answer import Answer, FinishReason, Timings
+from prunevid.runtime.chain import Chain, positions
+from prunevid.runtime.kv_cache import KvCache
+from prunevid.runtime.prompt import ChatPrompt, StopMatcher, StreamDecoder
+from prunevid.runtime.sampling import Sampler, SamplingConfig
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Where decoding begins: the first token's logits [vocab], the position that it will have, and the KV caches of
+    the layers up to M and behind it."""
+
+    logits: np.ndarray
+    position: int
+    pre_cache: KvCache
+    post_cache: KvCache
+    counts: TokenCounts
+    pruned: bool
+
+
+class AnswerStream:
+    """An answer as it is decoded: iterate over its pieces of text, then read :attr:`answer`."""
+
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        prompt: ChatPrompt,
+        prefill: Callable[[], Prefilled],
+        is_current: Callable[[], bool],
+        sampling: SamplingConfig,
+        timings: Timings,
+        skipped_frames: int,
+    ) -> None:
+        """``prefill`` runs when the first piece is asked for; ``is_current`` turns false when the caches are reused."""
+        self._chain, self._prompt, self._sampling = chain, prompt, sampling
+        self._is_current, self._timings, self._skipped_frames = is_current, timings, skipped_frames
+        self._answer: Answer | None = None
+        self._pieces = self._decode(prefill)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises PruneVidError before the last piece of text was taken."""
+        if self._answer is None:
+            raise PruneVidError("the answer is not finished: iterate over its text first")
+        return self._answer
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the pieces of text, decoding as they are asked for."""
+        return self._pieces
+
+    def _decode(self, prefill: Callable[[], Prefilled]) -> Iterator[str]:
+        begun = prefill()
+        cached = begun.pre_cache.nbytes + begun.post_cache.nbytes
+        sampler, writer = Sampler(self._sampling), _TextWriter(self._prompt, self._sampling)
+        ids = [sampler(begun.logits)]
+        pieces: list[str] = []
+        reason: FinishReason | None = None
+        while reason is None:
+            text, reason = writer.push(ids)
+            if text:
+                pieces.append(text)
+                yield text
+            if reason is None:
+                ids.append(sampler(self._step(begun, ids)))
+        self._answer = Answer(
+            text="".join(pieces),
+            token_ids=tuple(ids),
+            finish_reason=reason,
+            timings=self._timings,
+            token_counts=begun.counts,
+            kv_bytes=cached,
+            kv_bytes_unpruned=self._unpruned_bytes(begun.counts),
+            skipped_frames=self._skipped_frames,
+            pruned=begun.pruned,
+        )
+
+    def _step(self, begun: Prefilled, ids: list[int]) -> np.ndarray:
+        """Logits [vocab] of the token behind the last of ``ids``."""
+        if not self._is_current():
+            raise PruneVidError("a newer question was asked of this video: read one answer to its end before the next")
+        begin = perf_counter()
+        position = begun.position + len(ids) - 1
+        hidden, _ = self._chain.run_pre(self._chain.embed(ids[-1:]), begun.pre_cache, position)
+        logits = self._chain.run_post(hidden, begun.post_cache, positions(position, 1))
+        self._timings.decode.append(perf_counter() - begin)
+        return logits
+
+    def _unpruned_bytes(self, counts: TokenCounts) -> int:
+        shape = self._chain.manifest.model.decoder
+        rows = counts.visual + counts.text
+        return kv_bytes(shape, [rows] * shape.layers, self._chain.dtype.itemsize)
+
+
+class _TextWriter:
+    """Turns token ids into text that will not change any more, and knows when an answer ends."""
+
+    def __init__(self, prompt: ChatPrompt, sampling: SamplingConfig) -> None:
+        self._eos_ids = prompt.eos_ids
+        self._decoder, self._stops = StreamDecoder(prompt.tokenizer), StopMatcher(sampling.stop)
+        self._limit = sampling.max_new_tokens
+
+    def push(self, ids: list[int]) -> tuple[str, FinishReason | None]:
+        """Take the last of ``ids``; the text that became final, and why the answer ends here if it does."""
+        if ids[-1] in self._eos_ids:
+            return self._rest(), "stop"
+        text, stopped = self._stops.push(self._decoder.push(ids[-1]))
+        if stopped:
+            return text, "stop"
+        if len(ids) >= self._limit:
+            rest = self._rest()
+            return text + rest, "length"
+        return text, None
+
+    def _rest(self) -> str:
+        text, stopped = self._stops.push(self._decoder.flush())
+        return text if stopped else text + self._stops.flush()

@@ -17,13 +17,20 @@ CHAT_TEMPLATE = "chat_template.jinja"
 _TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message['role'] }} {% for content in message['content'] if content['type'] == 'video' %}<video>
-{% endfor %}{% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}{% endfor %}<|im_end|>
+{% endfor %}{% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}{% endfor -%}
+<|im_end|>
 {%- endfor -%}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}
 """
 # Qwen2's special tokens, which LLaVA-OneVision extends.
-_SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<image>": 151646, "<video>": 151647}
+_SPECIAL = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<image>": 151646,
+    "<video>": 151647,
+}
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
@@ -58,12 +65,16 @@ def prompt_of_bytes(folder: Path, config: Any) -> PromptSpec:
     tokenizer.save(str(folder / TOKENIZER))
     (folder / CHAT_TEMPLATE).write_text(_TEMPLATE, encoding="utf-8")
     return PromptSpec(
-        TOKENIZER, CHAT_TEMPLATE, "<video>", (_SPECIAL["<|im_end|>"],), config.text_config.max_position_embeddings
+        TOKENIZER,
+        CHAT_TEMPLATE,
+        "<video>",
+        (_SPECIAL["<|im_end|>"],),
+        config.text_config.max_position_embeddings,
     )
 
 
 def preprocessing_from_checkpoint(checkpoint: Path, size: int) -> PreprocessingSpec:
-    """Preprocessing as the checkpoint's processor files state it, at the tower's ``size``; SigLIP's where they do not."""
+    """Preprocessing as the checkpoint's processor files have it, at the tower's ``size``; SigLIP's where they lack it."""
     data: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
         if (checkpoint / name).is_file():
@@ -122,4 +133,3 @@ def _eos_ids(checkpoint: Path, config: Any) -> tuple[int, ...]:
     if found is None:
         raise PruneVidError(f"the checkpoint {checkpoint} names no end-of-text token: add generation_config.json")
     return tuple(found) if isinstance(found, list) else (int(found),)
-

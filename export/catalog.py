@@ -84,7 +84,9 @@ def _download(repository: str) -> Path:
     try:
         return _local(Path(snapshot_download(repository, allow_patterns=_PATTERNS)))
     except HFValidationError as error:
-        raise PruneVidError(f"{repository!r} is neither a folder nor a hub repository of the form owner/name") from error
+        raise PruneVidError(
+            f"{repository!r} is neither a folder nor a hub repository of the form owner/name"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise PruneVidError(
             f"cannot download {repository} ({type(error).__name__}): check the name and the network, "

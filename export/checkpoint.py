@@ -24,7 +24,12 @@ from prunevid.errors import PruneVidError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
 # A header larger than this is no header: it would be read whole into memory.
 _LARGEST_HEADER = 100 << 20
 
@@ -41,7 +46,12 @@ class StreamedTensor(ir.LazyTensor):
     """
 
     def __init__(
-        self, name: str, rows: Callable[[int, int], np.ndarray], shape: Sequence[int], dtype: ir.DataType, transpose: bool
+        self,
+        name: str,
+        rows: Callable[[int, int], np.ndarray],
+        shape: Sequence[int],
+        dtype: ir.DataType,
+        transpose: bool,
     ) -> None:
         self._rows, self._stored_shape, self._transpose = rows, tuple(shape), transpose
         given = self._stored_shape[::-1] if transpose else self._stored_shape
@@ -184,7 +194,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
-        raise PruneVidError(f"the checkpoint {folder} has neither {_SINGLE} nor {_INDEX}: give a safetensors checkpoint")
+        raise PruneVidError(
+            f"the checkpoint {folder} has neither {_SINGLE} nor {_INDEX}: give a safetensors checkpoint"
+        )
     try:
         names = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:

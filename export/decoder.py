@@ -130,7 +130,13 @@ class _Layer(nn.Module):
         self.mlp = _Mlp(weights, f"{tensor}.mlp")
 
     def forward(
-        self, op: Any, x: ir.Value, rope: Rope, shared: Any, past: tuple[ir.Value, ir.Value], last_row: bool = False
+        self,
+        op: Any,
+        x: ir.Value,
+        rope: Rope,
+        shared: Any,
+        past: tuple[ir.Value, ir.Value],
+        last_row: bool = False,
     ) -> tuple[ir.Value, ir.Value, Attended]:
         """Hidden state after the layer, the rotated query, and the attention.
 

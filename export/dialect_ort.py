@@ -32,7 +32,6 @@ class _Lengths:
 class OrtDialect:
     """Fused operators at opset 21, the newest that ONNX Runtime 1.23 on JetPack 6 runs with them."""
 
-    name: str = "ort"
     opset: int = 21
     domains: tuple[str, ...] = (_CONTRIB,)
 
@@ -97,5 +96,9 @@ class OrtDialect:
             for kind, value in zip(("key", "value"), past, strict=True):
                 cut = op.Gather(value, index, axis=2)
                 add_output(
-                    op, cut, f"present_{kind}.{layer}", dtype, [1, shape.kv_heads, "new_capacity", shape.head_dim]
+                    op,
+                    cut,
+                    f"present_{kind}.{layer}",
+                    dtype,
+                    [1, shape.kv_heads, "new_capacity", shape.head_dim],
                 )

@@ -22,7 +22,6 @@ from prunevid.export.dialects import Attended, Rope, add_output
 class PortableDialect:
     """Plain operators only; see the module's text for the layout of the KV cache."""
 
-    name: str = "portable"
     opset: int = 20
     domains: tuple[str, ...] = ()
 
@@ -80,7 +79,11 @@ class PortableDialect:
         for kind, rows in (("key", key), ("value", value)):
             split = op.Reshape(rows, [0, 0, shape.kv_heads, shape.head_dim])
             add_output(
-                op, split, f"present_{kind}.{layer}", past[0].dtype, [1, "rows", shape.kv_heads, shape.head_dim]
+                op,
+                split,
+                f"present_{kind}.{layer}",
+                past[0].dtype,
+                [1, "rows", shape.kv_heads, shape.head_dim],
             )
             new.append(split)
         keys = op.Transpose(op.Concat(past[0], new[0], axis=1), perm=[0, 2, 1, 3])

@@ -32,11 +32,17 @@ class Attended:
 
 
 class Dialect(Protocol):
-    """How the decoder's building blocks are spelt. ``domains`` are the operator domains beyond ONNX's own."""
+    """How the decoder's building blocks are spelt."""
 
-    name: str
-    opset: int
-    domains: tuple[str, ...]
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operators."""
+        ...
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Operator domains beyond ONNX's own."""
+        ...
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """RMS norm of x over its last axis, times weight."""

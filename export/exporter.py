@@ -33,14 +33,11 @@ from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, Stream
 from prunevid.export.decoder import build_llm_post, build_llm_pre
 from prunevid.export.dialects import dialect_named
 from prunevid.export.select import build_select
+from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.export.vision import build_vision_merge
 
-DIALECTS = ("ort", "portable")
-PRECISIONS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+_DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 _EMBEDDINGS = "embeddings.bin"
-
-# Called with what is being done, the bytes written so far, and the bytes that there will be.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def export(
     dialect: str = "ort",
     precision: str = "fp32",
     frames: int | None = None,
-    prune: PruneConfig | None = None,
+    prune: PruneConfig | Callable[[int], PruneConfig] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -70,14 +67,16 @@ def export(
     model: ``llava-ov``, ``llava-ov-0.5b``, ``llava-ov-72b`` or ``demo``. checkpoint: folder or hub repository, by
     default the model's own; ``random_weights`` needs none, and gives the real architecture for measuring latency.
     dialect: ``ort`` or ``portable``; precision: ``fp32`` or ``fp16``. frames: how many a run shows by default (the
-    graphs take any number). prune: by default the paper's settings with prune_layer scaled to the model's depth.
+    graphs take any number). prune: the settings, or a function from the number of layers to them; by default the
+    paper's, with prune_layer scaled to the model's depth.
     output: the bundle's folder, which appears when it is whole. Raises PruneVidError for anything a caller can mend.
     """
     _check_choice("dialect", dialect, DIALECTS)
-    _check_choice("precision", precision, tuple(PRECISIONS))
+    _check_choice("precision", precision, PRECISIONS)
     source = _find_source(known_model(model), checkpoint, random_weights)
     layers = source.config.text_config.num_hidden_layers
-    prune = prune or PruneConfig.for_depth(layers)
+    if not isinstance(prune, PruneConfig):
+        prune = (prune or PruneConfig.for_depth)(layers)
     if prune.prune_layer >= layers - 1:
         raise PruneVidError(
             f"prune_layer {prune.prune_layer} leaves no layer behind it: {model} has {layers}, give 0 to {layers - 2}"
@@ -116,7 +115,7 @@ def _write(
     progress: Progress,
 ) -> Manifest:
     """Write every file of the bundle but its manifest, which is returned without the files' records."""
-    config, dtype, dialect = source.config, PRECISIONS[precision], dialect_named(dialect_name)
+    config, dtype, dialect = source.config, _DTYPES[precision], dialect_named(dialect_name)
     progress("tracing the vision tower", 0, 0)
     empty = llava_onevision.empty_model(config)
     weights = _weights(source, empty, dtype)
@@ -160,7 +159,11 @@ def _write(
         prune=prune,
         graphs=graphs,
         embeddings=EmbeddingSpec(
-            _EMBEDDINGS, str(np.dtype(dtype.numpy())), shape.vocab_size + 1, shape.hidden_size, shape.vocab_size
+            _EMBEDDINGS,
+            str(np.dtype(dtype.numpy())),
+            shape.vocab_size + 1,
+            shape.hidden_size,
+            shape.vocab_size,
         ),
         prompt=prompt,
         preprocessing=preprocessing,
@@ -179,7 +182,11 @@ def _newline(weights: Weights, columns: int) -> StreamedTensor:
     """The vector behind the video as one more row of the embedding table: the runtime looks it up like a token."""
     tensor = weights.tensor(llava_onevision.IMAGE_NEWLINE)
     return StreamedTensor(
-        "image_newline", lambda start, stop: tensor.numpy().reshape(1, columns), (1, columns), weights.dtype, False
+        "image_newline",
+        lambda start, stop: tensor.numpy().reshape(1, columns),
+        (1, columns),
+        weights.dtype,
+        False,
     )
 
 

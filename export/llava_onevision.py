@@ -170,7 +170,9 @@ def vision_shape(config: Any) -> VisionShape:
     """Shape of the vision tower, counting the layers up to the one whose output is used."""
     vision = config.vision_config
     layers = config.vision_feature_layer
-    last = max(_layers_run(layer, vision.num_hidden_layers) for layer in ([layers] if isinstance(layers, int) else layers))
+    last = max(
+        _layers_run(layer, vision.num_hidden_layers) for layer in ([layers] if isinstance(layers, int) else layers)
+    )
     return VisionShape(
         layers=last,
         hidden_size=vision.hidden_size,
@@ -183,4 +185,3 @@ def vision_shape(config: Any) -> VisionShape:
 def _layers_run(hidden_state: int, layers: int) -> int:
     """Layers behind hidden_states[i], where state 0 is the embedding and negative numbers count from the end."""
     return hidden_state if hidden_state >= 0 else layers + 1 + hidden_state
-

@@ -68,9 +68,7 @@ def merge(op: Any, features: ir.Value, settings: MergeSettings, neighbours: int)
     return MergedValues(tokens, group, _patch_to_token(op, groups, segment, cluster, clusters), segment)
 
 
-def _segments(
-    op: Any, features: ir.Value, settings: MergeSettings, dpc_knn: ir.Function, neighbours: int
-) -> ir.Value:
+def _segments(op: Any, features: ir.Value, settings: MergeSettings, dpc_knn: ir.Function, neighbours: int) -> ir.Value:
     """Contiguous segment of every frame, int64 [T], from clustering the frames' mean tokens."""
     frame = op.ReduceMean(features, [1], keepdims=0)
     centred = op.Sub(frame, op.ReduceMean(frame, [0], keepdims=1))

@@ -111,9 +111,7 @@ def refine_segments(opset: int) -> ir.Function:
         refined = _join_left_to_right(op, labels, kept, right_label, right_length)
         return _run_numbers(op, refined)
 
-    return build_function(
-        body, [make_value("labels")], domain=DOMAIN, name="RefineSegments", opset_imports={"": opset}
-    )
+    return build_function(body, [make_value("labels")], domain=DOMAIN, name="RefineSegments", opset_imports={"": opset})
 
 
 def _run_numbers(op: Any, labels: ir.Value) -> ir.Value:
@@ -159,10 +157,19 @@ def _join_left_to_right(
         return ir.Value(name=name, type=kind, shape=ir.Shape([]))
 
     states = [scalar("left_label", int64), scalar("left_length", int64)]
-    frames = [scalar("label", int64), scalar("keep", boolean), scalar("right", int64), scalar("right_size", int64)]
+    frames = [
+        scalar("label", int64),
+        scalar("keep", boolean),
+        scalar("right", int64),
+        scalar("right_size", int64),
+    ]
     outputs = [scalar("chosen", int64), scalar("grown", int64), scalar("refined", int64)]
     loop = build_graph(
-        step, [*states, *frames], outputs, opset_imports=dict(op.builder.graph.opset_imports), parent=op.builder
+        step,
+        [*states, *frames],
+        outputs,
+        opset_imports=dict(op.builder.graph.opset_imports),
+        parent=op.builder,
     )
     first = op.Squeeze(op.Slice(labels, [0], [1], [0]), [0])
     _, _, refined = op.Scan(
@@ -189,9 +196,7 @@ def group_topk(opset: int) -> ir.Function:
         own = op.GatherElements(better, op.Unsqueeze(ranked_group, [1]), axis=1)
         place = op.Cast(op.Squeeze(own, [1]), to=ir.DataType.INT64)
         keep = op.LessOrEqual(place, op.Gather(quota, ranked_group))
-        mask = op.ScatterElements(
-            op.Expand(0, tokens), order, op.Cast(keep, to=ir.DataType.INT64), axis=0
-        )
+        mask = op.ScatterElements(op.Expand(0, tokens), order, op.Cast(keep, to=ir.DataType.INT64), axis=0)
         return op.Squeeze(op.NonZero(mask), [0])
 
     return build_function(
@@ -216,6 +221,4 @@ def builder_for(graph: ir.Graph) -> Any:
 
 def to_model(graph: ir.Graph, op: Any) -> ir.Model:
     """The finished graph with the functions that it calls, as a model. IR version 10 is what opset 20 shipped with."""
-    return ir.Model(
-        graph, ir_version=10, producer_name="prunevid", functions=list(op.functions.values())
-    )
+    return ir.Model(graph, ir_version=10, producer_name="prunevid", functions=list(op.functions.values()))

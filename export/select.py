@@ -38,4 +38,3 @@ def build_select(shape: DecoderShape, dialect: Dialect, dtype: ir.DataType, laye
     add_output(op, op.Gather(hidden, index, axis=1), "kept_hidden", dtype, [1, "rows", shape.hidden_size])
     dialect.cut_cache(op, index, shape, dtype, layers)
     return operators.to_model(graph, op)
-

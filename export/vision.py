@@ -133,7 +133,9 @@ def _fill_parameters(graph: ir.Graph, spec: VisionSpec, weights: Weights) -> Non
             continue
         for node in [use.node for use in value.uses() if use.node.op_type == "Transpose"]:
             matrix = weights.tensor(spec.prefix + name, transpose=True)
-            swapped = ir.Value(name=f"{name}.T", shape=matrix.shape, type=ir.TensorType(matrix.dtype), const_value=matrix)
+            swapped = ir.Value(
+                name=f"{name}.T", shape=matrix.shape, type=ir.TensorType(matrix.dtype), const_value=matrix
+            )
             graph.register_initializer(swapped)
             node.outputs[0].replace_all_uses_with(swapped)
             graph.remove(node, safe=True)

@@ -36,7 +36,13 @@ def write_graph(model: ir.Model, folder: Path, advance: Advance) -> GraphSpec:
                     file.write(block.tobytes())
                     advance(block.nbytes)
                 value.const_value = ir.ExternalTensor(
-                    data.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=folder
+                    data.name,
+                    offset,
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=tensor.shape,
+                    name=value.name,
+                    base_dir=folder,
                 )
     if not data.stat().st_size:
         data.unlink()

@@ -174,23 +174,15 @@ def _read_manifest(folder: Path) -> Manifest:
     named += [manifest.embeddings.file, manifest.prompt.tokenizer, manifest.prompt.chat_template]
     for name in named:
         if name not in manifest.files:
-            raise PruneVidError(
-                f"{folder / MANIFEST} is damaged ({name!r} is not in its files): export it again"
-            )
+            raise PruneVidError(f"{folder / MANIFEST} is damaged ({name!r} is not in its files): export it again")
     return manifest
 
 
 def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> None:
     relative = PurePosixPath(name)
     path = folder / name
-    if (
-        relative.is_absolute()
-        or ".." in relative.parts
-        or not path.resolve().is_relative_to(folder.resolve())
-    ):
-        raise PruneVidError(
-            f"the bundle {folder} names the file {name!r}, which lies outside it: do not use it"
-        )
+    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise PruneVidError(f"the bundle {folder} names the file {name!r}, which lies outside it: do not use it")
     if not path.is_file():
         raise PruneVidError(f"the bundle {folder} lacks its file {name}: copy it whole or export it again")
     size = path.stat().st_size
@@ -199,9 +191,7 @@ def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> No
             f"{path} has {size} bytes where the bundle has {record.size}: copy it whole or export it again"
         )
     if verify and sha256_of(path) != record.sha256:
-        raise PruneVidError(
-            f"{path} was altered since the export (its SHA-256 differs): export the bundle again"
-        )
+        raise PruneVidError(f"{path} was altered since the export (its SHA-256 differs): export the bundle again")
 
 
 def sha256_of(path: Path) -> str:
@@ -246,9 +236,7 @@ def new_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> It
             shutil.rmtree(target)
         partial.rename(target)
     except OSError as error:
-        raise PruneVidError(
-            f"writing {target} failed: {error.strerror or error}; nothing was kept"
-        ) from error
+        raise PruneVidError(f"writing {target} failed: {error.strerror or error}; nothing was kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -275,9 +263,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         kinds = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(data):
             raise ValueError(f"{where} has {len(data)} entries instead of {len(kinds)}")
-        return tuple(
-            _decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True))
-        )
+        return tuple(_decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True)))
     if origin is dict:
         if not isinstance(data, dict):
             raise ValueError(f"{where} is not an object")

@@ -10,8 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from prunevid.errors import PruneVidError
-
-BACKENDS = ("ort-cpu",)
+from prunevid.runtime.backend_names import BACKENDS
 
 
 class Graph(Protocol):
@@ -20,9 +19,7 @@ class Graph(Protocol):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray | None]
-    ) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
         """Compute the named ``outputs`` from ``feeds`` (C-contiguous). Others may be computed as well, and dropped.
 
         An output that comes with an array is written into it, in place; it may be an input's memory where the graph
@@ -80,9 +77,7 @@ class OrtGraph:
         self.outputs = tuple(value.name for value in session.get_outputs())
         self._session, self._file = session, file
 
-    def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray | None]
-    ) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
         """See :class:`Graph`."""
         binding = self._session.io_binding()
         for name, array in feeds.items():

@@ -87,7 +87,11 @@ class Chain:
         none = features[:0]
         for start in range(0, len(pixel_values), _FRAMES_AT_ONCE):
             stop = min(start + _FRAMES_AT_ONCE, len(pixel_values))
-            feeds = {"pixel_values": pixel_values[start:stop], "past_features": none, **self._settings(self.manifest.prune, stop - start)}
+            feeds = {
+                "pixel_values": pixel_values[start:stop],
+                "past_features": none,
+                **self._settings(self.manifest.prune, stop - start),
+            }
             self._vision_merge.run(feeds, {"features": features[start:stop]})
         return features
 
@@ -108,7 +112,10 @@ class Chain:
         frames, tokens, channels = features.shape
         index = np.arange(frames * tokens, dtype=np.int64)
         return VideoTokens(
-            features.reshape(-1, channels), index // tokens, index.reshape(frames, tokens), np.zeros(frames, np.int64)
+            features.reshape(-1, channels),
+            index // tokens,
+            index.reshape(frames, tokens),
+            np.zeros(frames, np.int64),
         )
 
     def run_pre(
@@ -148,10 +155,18 @@ class Chain:
         }
         computed = self._llm_post.run(feeds, {"logits": None, **cache.present(rows)})
         cache.advance(rows)
-        return computed["logits"][0]
+        logits: np.ndarray = computed["logits"][0]
+        return logits
 
     def run_select(
-        self, scores: np.ndarray, video: VideoTokens, start: int, hidden: np.ndarray, cache: KvCache, prune: PruneConfig, room: int
+        self,
+        scores: np.ndarray,
+        video: VideoTokens,
+        start: int,
+        hidden: np.ndarray,
+        cache: KvCache,
+        prune: PruneConfig,
+        room: int,
     ) -> Selection:
         """Keep the best-scored tokens of each group and all text; ``start`` is the first visual token's row.
 

@@ -25,7 +25,11 @@ Video = str | os.PathLike[str] | np.ndarray
 
 
 def load(
-    bundle: str | os.PathLike[str] | Bundle, backend: str = "auto", *, threads: int | None = None, verify: bool = True
+    bundle: str | os.PathLike[str] | Bundle,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    verify: bool = True,
 ) -> Pipeline:
     """Load a bundle's graphs.
 
@@ -68,9 +72,7 @@ class Pipeline:
         else:
             with timings.stage("merge"):
                 tokens = self.chain.merge(features, settings)
-        return VideoSession(
-            self.chain, self.prompt, tokens, settings, opening=timings, skipped_frames=sampled.skipped
-        )
+        return VideoSession(self.chain, self.prompt, tokens, settings, opening=timings, skipped_frames=sampled.skipped)
 
     def ask(
         self,

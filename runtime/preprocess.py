@@ -59,9 +59,7 @@ class Preprocessing:
         if not _is_number(self.rescale) or self.rescale <= 0:
             raise PruneVidError(f"preprocessing: rescale must be a positive number, not {self.rescale!r}")
         if not isinstance(self.resample, str) or self.resample not in _RESAMPLE:
-            raise PruneVidError(
-                f"preprocessing: resample must be one of {', '.join(_RESAMPLE)}, not {self.resample!r}"
-            )
+            raise PruneVidError(f"preprocessing: resample must be one of {', '.join(_RESAMPLE)}, not {self.resample!r}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a dictionary that json can write."""
@@ -109,9 +107,7 @@ def preprocess(frames: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArr
         PruneVidError: The frames have another type or shape.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape[1:]:
-        raise PruneVidError(
-            f"frames must be RGB, uint8 of shape [T, H, W, 3], not {frames.dtype} {list(frames.shape)}"
-        )
+        raise PruneVidError(f"frames must be RGB, uint8 of shape [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
     size = preprocessing.size
     filter_ = _RESAMPLE[preprocessing.resample]
     table = _values_of_levels(preprocessing)

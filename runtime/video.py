@@ -53,9 +53,7 @@ def read_frames(source: str | os.PathLike[str] | NDArray[np.uint8], count: int) 
     if isinstance(source, np.ndarray):
         return _from_array(source, int(count))
     if not isinstance(source, (str, os.PathLike)):
-        raise PruneVidError(
-            f"a video must be a path or a uint8 array [T, H, W, 3], not a {type(source).__name__}"
-        )
+        raise PruneVidError(f"a video must be a path or a uint8 array [T, H, W, 3], not a {type(source).__name__}")
     path = Path(source)
     try:
         if path.is_dir():
@@ -88,9 +86,7 @@ def _images_in(folder: Path) -> list[Path]:
     images = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
     images = [path for path in images if not path.name.startswith(".")]
     if not images:
-        raise PruneVidError(
-            f"{folder}: no images in this folder (JPEG, PNG, BMP or WebP); give a folder of frames"
-        )
+        raise PruneVidError(f"{folder}: no images in this folder (JPEG, PNG, BMP or WebP); give a folder of frames")
     return sorted(images, key=_natural_order)
 
 

@@ -134,9 +134,7 @@ class _Seeker:
     disturbing the decoder.
     """
 
-    def __init__(
-        self, container: Any, index: Any, path: Path, targets: Targets, statistics: _Statistics
-    ) -> None:
+    def __init__(self, container: Any, index: Any, path: Path, targets: Targets, statistics: _Statistics) -> None:
         self.stream = video_stream(container, path)
         self._container = container
         self._index = index
@@ -263,8 +261,7 @@ def _image(frame: Any, path: Path, size: tuple[int, int] | None) -> NDArray[np.u
         image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     except (av.error.FFmpegError, ValueError) as error:
         raise PruneVidError(
-            f"{path}: frames of pixel format {frame.format.name} cannot be converted to RGB; convert the "
-            "video to H.264"
+            f"{path}: frames of pixel format {frame.format.name} cannot be converted to RGB; convert the video to H.264"
         ) from error
     quarters = round(getattr(frame, "rotation", 0) / 90) % 4
     image = np.rot90(image, quarters) if quarters else image

@@ -1,0 +1,96 @@
+"""``prunevid export``: the command line of the exporter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prunevid.config import PruneConfig
+from prunevid.export.catalog import KNOWN, known_model
+from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
+from prunevid.options import add_prune_options, prune_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(KNOWN)}")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the bundle, made when it is whole")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR|HUB_ID",
+        default=argparse.SUPPRESS,
+        help="checkpoint folder or hub repository (default: the model's own)",
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="no checkpoint: the real architecture, for measuring latency",
+    )
+    parser.add_argument("--dialect", choices=DIALECTS, default="ort", help="fused operators, or plain ones")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of weights, activations and KV")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="frames that a run samples by default",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
+    add_prune_options(parser, "the paper's, with prune_layer scaled to the model's depth")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, with progress on stderr; prints the bundle's folder and size."""
+    # Refused before the imports below take their seconds.
+    known_model(args.model)
+    from prunevid.export.exporter import export
+
+    with _progress() as progress:
+        bundle = export(
+            args.model,
+            args.output,
+            checkpoint=getattr(args, "checkpoint", None),
+            random_weights=args.random_weights,
+            dialect=args.dialect,
+            precision=args.precision,
+            frames=getattr(args, "frames", None),
+            prune=lambda layers: prune_settings(args, PruneConfig.for_depth(layers)),
+            overwrite=args.force,
+            progress=progress,
+        )
+    print(f"{bundle.path}: {bundle.size / 1e6:,.1f} MB")
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, a plain line per step in a pipe."""
+    if not sys.stderr.isatty():
+        yield _PlainLines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what, completed=done, total=total or None)
+
+        yield update
+
+
+class _PlainLines:
+    """Prints a line whenever another step begins."""
+
+    def __init__(self) -> None:
+        self._step = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._step:
+            self._step = what
+            print(what, file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""What several test files share: tiny models, their checkpoints and exported bundles, each made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+# Nothing is ever downloaded in a test, and a progress bar per checkpoint would bury the results.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], LlavaOnevisionForConditionalGeneration]:
+    """Builds the tiny model of a name in `models.TINY`."""
+    from models import TINY, build_model
+
+    return cache(lambda name: build_model(TINY[name]))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tiny_model: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Writes the checkpoint folder of a tiny model; tests must not change it."""
+    from models import save_checkpoint
+
+    return cache(lambda name: save_checkpoint(tiny_model(name), tmp_path_factory.mktemp(f"checkpoint-{name}")))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Exports the bundle of a tiny model in a dialect; tests must not change it."""
+
+    @cache
+    def export_tiny(name: str, dialect: str) -> Path:
+        from prunevid.export import export
+
+        output = tmp_path_factory.mktemp("bundles") / f"{name}-{dialect}"
+        return export("llava-ov", output, checkpoint=str(tiny_checkpoint(name)), dialect=dialect).path
+
+    return export_tiny

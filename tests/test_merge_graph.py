@@ -1,0 +1,213 @@
+"""The merge as a graph against the NumPy reference, on its own and behind a vision tower.
+
+The graph takes distances from a Gram matrix in float32, the reference directly in float64. A decision that noise of
+1e-5 would change may fall either way; everything else must be equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import TINY, assert_same_merge, pixel_values, render_frames, structured_features, video_features
+
+from prunevid import MergedTokens, PruneConfig, merge_tokens
+from prunevid.export import operators
+from prunevid.export.merge import MergeSettings, merge
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-5
+NOISE = 1e-5
+
+
+@cache
+def merge_session(neighbours: int) -> ort.InferenceSession:
+    """The merge with features as its input: any number of frames, tokens and channels."""
+    graph, op = operators.new_graph("merge", 20, (operators.DOMAIN,))
+    features = op.builder.input("past_features", ir.DataType.FLOAT, ["frames", "patches", "channels"])
+    merge_settings = MergeSettings(
+        segment_counts=op.builder.input("segment_counts", ir.DataType.INT64, ["frame_counts"]),
+        cluster_counts=op.builder.input("cluster_counts", ir.DataType.INT64, ["token_counts"]),
+        static_threshold=op.builder.input("static_threshold", ir.DataType.FLOAT, []),
+    )
+    merged = merge(op, features, merge_settings, neighbours)
+    for value, name, dtype, dims in (
+        (merged.tokens, "video_tokens", ir.DataType.FLOAT, ["visual", "channels"]),
+        (merged.group, "token_group", ir.DataType.INT64, ["visual"]),
+        (merged.patch_to_token, "patch_to_token", ir.DataType.INT64, ["frames", "patches"]),
+        (merged.segment, "frame_segment", ir.DataType.INT64, ["frames"]),
+    ):
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)
+        op.builder.add_output(value, name)
+    model = ir.to_proto(operators.to_model(graph, op))
+    onnx.checker.check_model(model, full_check=True)
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def feeds(config: PruneConfig, frames: int, tokens: int) -> dict[str, Array]:
+    """The graph inputs that carry the settings."""
+    return {
+        "segment_counts": config.segment_counts(frames),
+        "cluster_counts": config.cluster_counts(tokens),
+        "static_threshold": np.array(config.static_threshold, np.float32),
+    }
+
+
+def run_merge(session: ort.InferenceSession, inputs: dict[str, Array]) -> MergedTokens:
+    names = ["video_tokens", "token_group", "patch_to_token", "frame_segment"]
+    return MergedTokens(*session.run(names, inputs))
+
+
+def merged_by_graph(features: Array, config: PruneConfig) -> MergedTokens:
+    inputs = {"past_features": features, **feeds(config, *features.shape[:2])}
+    return run_merge(merge_session(config.neighbours), inputs)
+
+
+def is_clear(features: Array, config: PruneConfig, expected: MergedTokens) -> bool:
+    """Whether a little noise leaves every decision as it is."""
+    for seed in range(3):
+        noise = np.random.default_rng(seed).normal(size=features.shape)
+        found = merge_tokens(features + NOISE * noise, config)
+        if not np.array_equal(found.patch_to_token, expected.patch_to_token):
+            return False
+        if not np.array_equal(found.segments, expected.segments):
+            return False
+    return True
+
+
+@st.composite
+def videos(draw: st.DrawFn) -> npt.NDArray[np.float32]:
+    frames = draw(st.integers(1, 20))
+    cuts = draw(st.lists(st.integers(1, frames), max_size=3, unique=True).map(sorted))
+    return structured_features(
+        frames,
+        tokens=draw(st.integers(1, 40)),
+        channels=draw(st.integers(16, 64)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+        cuts=tuple(cuts),
+        moving=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> PruneConfig:
+    return PruneConfig(
+        segment_ratio=draw(st.sampled_from([0.1, 0.25, 0.5, 1.0])),
+        static_threshold=draw(st.sampled_from([-1.0, 0.5, 0.8, 2.0])),
+        cluster_ratio=draw(st.sampled_from([0.1, 0.3, 0.5, 1.0])),
+        neighbours=draw(st.sampled_from([3, 7])),
+        min_cluster_tokens=draw(st.sampled_from([0, 5, 14])),
+    )
+
+
+def test_merged_tokens_equal_the_reference() -> None:
+    seen = Counter[str]()
+
+    @settings(derandomize=True, deadline=None, max_examples=100)
+    @given(videos(), st.one_of(st.just(PruneConfig()), configs()))
+    def check(features: Array, config: PruneConfig) -> None:
+        expected = merge_tokens(features, config)
+        if not is_clear(features, config, expected):
+            seen["near tie"] += 1
+            return
+        assert_same_merge(merged_by_graph(features, config), expected, TOLERANCE)
+        seen["equal"] += 1
+        seen["cut"] += bool(expected.segments[-1])
+        seen["static"] += len(expected.tokens) < features.shape[0] * features.shape[1]
+
+    check()
+    assert seen["near tie"] < 0.1 * seen["equal"], seen
+    assert min(seen["cut"], seen["static"]) > 20, seen
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4), (1, 40, 16), (2, 1, 3), (7, 9, 8), (16, 25, 16)])
+def test_disabled_settings_give_the_features_back(shape: tuple[int, int, int]) -> None:
+    features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    merged = merged_by_graph(features, PruneConfig.disabled())
+    np.testing.assert_array_equal(merged.tokens, features.reshape(-1, shape[2]))
+    np.testing.assert_array_equal(merged.patch_to_token, np.arange(shape[0] * shape[1]).reshape(shape[:2]))
+    np.testing.assert_array_equal(merged.group, merge_tokens(features, PruneConfig.disabled()).group)
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 8), (2, 16, 8), (6, 20, 8)])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_video_of_one_colour_equals_the_reference(shape: tuple[int, int, int], value: float) -> None:
+    # All zero: no direction, so nothing is static. All ones: everything is, and every distance is a tie.
+    features = np.full(shape, value, np.float32)
+    assert_same_merge(merged_by_graph(features, PruneConfig()), merge_tokens(features, PruneConfig()), 0.0)
+
+
+def test_still_scenes_between_hard_cuts_become_one_token_per_position() -> None:
+    scenes = np.random.default_rng(3).normal(size=(3, 9, 16)).astype(np.float32)
+    features = scenes[np.searchsorted((8, 16), np.arange(24), side="right")]
+    merged = merged_by_graph(features, PruneConfig())
+    assert merged.segments.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    np.testing.assert_allclose(merged.tokens, scenes.reshape(27, 16), atol=1e-6)
+
+
+def test_a_large_common_offset_does_not_hide_the_differences() -> None:
+    # What is common to all tokens must cancel before the Gram matrix squares it.
+    features = structured_features(12, 20, 32, seed=1, cuts=(6,))
+    config = PruneConfig(static_threshold=2.0)
+    offset = np.random.default_rng(2).normal(size=32).astype(np.float32) * 100
+    moved = features + offset
+    assert is_clear(moved, config, merge_tokens(moved, config))
+    assert_same_merge(merged_by_graph(moved, config), merge_tokens(moved, config), 1e-3)
+
+
+# --- behind the tower --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vision(tiny_bundle: Callable[[str, str], Path]) -> ort.InferenceSession:
+    file = tiny_bundle("qwen2", "ort") / "vision_merge.onnx"
+    return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def run_vision(session: ort.InferenceSession, pixels: Array, past: Array, config: PruneConfig) -> dict[str, Array]:
+    inputs = {"pixel_values": pixels, "past_features": past}
+    inputs |= feeds(config, len(pixels) + len(past), TINY["qwen2"].tokens_per_frame)
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def as_merged(outputs: dict[str, Array]) -> MergedTokens:
+    names = ("video_tokens", "token_group", "patch_to_token", "frame_segment")
+    return MergedTokens(*(outputs[name] for name in names))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 8, 16])
+def test_features_equal_transformers_and_merge_equals_the_reference(
+    vision: ort.InferenceSession, tiny_model: Callable[[str], Any], frames: int
+) -> None:
+    pixels = pixel_values(render_frames(frames, TINY["qwen2"].image_size, seed=frames, cuts=(frames // 2,)))
+    none = np.zeros((0, TINY["qwen2"].tokens_per_frame, 64), np.float32)
+    config = PruneConfig(min_cluster_tokens=4)
+    found = run_vision(vision, pixels, none, config)
+    np.testing.assert_allclose(found["features"], video_features(tiny_model("qwen2"), pixels), atol=1e-4)
+    assert_same_merge(as_merged(found), merge_tokens(found["features"], config), TOLERANCE)
+
+
+@pytest.mark.parametrize("past", [1, 5, 9, 10])
+def test_features_of_earlier_frames_count_like_frames(vision: ort.InferenceSession, past: int) -> None:
+    size, patches = TINY["qwen2"].image_size, TINY["qwen2"].tokens_per_frame
+    pixels, config = pixel_values(render_frames(10, size, cuts=(4,))), PruneConfig(min_cluster_tokens=4)
+    whole = run_vision(vision, pixels, np.zeros((0, patches, 64), np.float32), config)
+    assert len(np.unique(whole["frame_segment"])) > 1
+    assert len(whole["video_tokens"]) < 0.8 * 10 * patches
+    found = run_vision(vision, pixels[past:], whole["features"][:past], config)
+    np.testing.assert_array_equal(found["features"][:past], whole["features"][:past])
+    np.testing.assert_allclose(found["features"], whole["features"], atol=1e-5)
+    assert_same_merge(as_merged(found), as_merged(whole), 0.0 if past == 10 else TOLERANCE)

@@ -69,8 +69,11 @@ TINY = {
 }
 
 
-def build_model(tiny: Tiny, seed: int = 0) -> LlavaOnevisionForConditionalGeneration:
-    """The model in float32, with eager attention, so that its probabilities can be looked at."""
+def build_model(tiny: Tiny, seed: int = 0, **text_settings: Any) -> LlavaOnevisionForConditionalGeneration:
+    """The model in float32, with eager attention, so that its probabilities can be looked at.
+
+    text_settings: further fields of the language model's config.
+    """
     text: dict[str, Any] = {
         "model_type": tiny.decoder,
         "hidden_size": 64,
@@ -92,6 +95,7 @@ def build_model(tiny: Tiny, seed: int = 0) -> LlavaOnevisionForConditionalGenera
     if tiny.decoder == "qwen3":
         # Wider than hidden_size / heads, as in the real family.
         text["head_dim"] = 24
+    text |= text_settings
     config = LlavaOnevisionConfig(
         vision_config={
             "model_type": "siglip_vision_model",

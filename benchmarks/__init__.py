@@ -1,0 +1,1 @@
+"""Measurements behind the README's figures: speed side by side, and accuracy on the demo world."""

@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a checkpoint's file. Raises PruneVidError where it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PruneVidError(f"{path} is damaged ({error}): download the checkpoint again") from error
     if not isinstance(data, dict):
         raise PruneVidError(f"{path} is damaged (no JSON object): download the checkpoint again")

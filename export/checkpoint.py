@@ -32,6 +32,8 @@ _DTYPES: dict[str, Any] = {
 }
 # A header larger than this is no header: it would be read whole into memory.
 _LARGEST_HEADER = 100 << 20
+# What reading JSON that is damaged, or made to do harm, can raise: nesting without end is a RecursionError.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 # Elements that are converted and written at once.
@@ -198,8 +200,9 @@ def _weight_files(folder: Path) -> list[Path]:
             f"the checkpoint {folder} has neither {_SINGLE} nor {_INDEX}: give a safetensors checkpoint"
         )
     try:
-        names = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        names = {str(name) for name in weight_map.values()}
+    except _DAMAGE as error:
         raise PruneVidError(f"{folder / _INDEX} is damaged: download the checkpoint again") from error
     for name in sorted(names):
         if Path(name).name != name:
@@ -225,7 +228,7 @@ def _read_header(file: Path) -> dict[str, _Stored]:
             header = json.loads(handle.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             return {name: _stored(file, 8 + length, size, name, entry) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise PruneVidError(damaged) from error
 
 

@@ -116,6 +116,8 @@ def _write(
 ) -> Manifest:
     """Write every file of the bundle but its manifest, which is returned without the files' records."""
     config, dtype, dialect = source.config, _DTYPES[precision], dialect_named(dialect_name)
+    # First, since what is missing here should not be found out after gigabytes of weights.
+    prompt, preprocessing = _assets(source, folder)
     progress("tracing the vision tower", 0, 0)
     empty = llava_onevision.empty_model(config)
     weights = _weights(source, empty, dtype)
@@ -140,7 +142,6 @@ def _write(
         str(model.graph.name): writer.write_graph(model, folder, meter.stage(f"writing {model.graph.name}"))
         for model in models
     }
-    prompt, preprocessing = _assets(source, folder)
     progress("recording checksums", total, total)
     return Manifest(
         schema_version=SCHEMA_VERSION,

@@ -292,7 +292,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
 
 # --- random weights ----------------------------------------------------------------------------------------
 
-RANDOM = {"x.weight": (9, 5), "y.weight": (9, 5), "x.bias": (9,), "x_norm.weight": (5,), "newline": (7,)}
+RANDOM = {"x.weight": (150, 5), "y.weight": (150, 5), "x.bias": (9,), "x_norm.weight": (5,), "newline": (7,)}
 
 
 def random_bytes(tensor: StreamedTensor) -> bytes:
@@ -311,7 +311,7 @@ def test_random_weights_do_not_depend_on_how_they_are_read(monkeypatch: pytest.M
         assert random_bytes(again.tensor(name)) == whole[name]
         assert again.tensor(name).numpy().tobytes() == whole[name]
     assert random_bytes(again.tensor("x.weight", transpose=True)) == transposed
-    values = np.frombuffer(whole["x.weight"], dtype.numpy()).reshape(9, 5)
+    values = np.frombuffer(whole["x.weight"], dtype.numpy()).reshape(150, 5)
     assert transposed == np.ascontiguousarray(values.T).tobytes()
 
 

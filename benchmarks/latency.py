@@ -53,10 +53,9 @@ class Chain:
         self.features: Any = None
 
     def vision(self) -> dict[str, Any]:
-        from prunevid.runtime.preprocess import Preprocessing, preprocess
+        from prunevid.runtime.preprocess import preprocess
 
-        spec = self.pipeline.bundle.manifest.preprocessing
-        pixels = preprocess(video(self.frames), Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample))
+        pixels = preprocess(video(self.frames), self.pipeline.preprocessing)
         begin = perf_counter()
         self.features = self.pipeline.chain.encode(pixels)
         return {"vision": perf_counter() - begin}
@@ -149,7 +148,9 @@ class Transformers:
         from prunevid.runtime.preprocess import Preprocessing, preprocess
 
         spec, torch = self.spec, self.torch
-        pixels = preprocess(video(self.frames), Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample))
+        pixels = preprocess(
+            video(self.frames), Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample)
+        )
         begin = perf_counter()
         with torch.inference_mode():
             features = self.model.model.get_video_features(

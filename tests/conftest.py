@@ -50,3 +50,11 @@ def tiny_bundle(
         return export("llava-ov", output, checkpoint=str(tiny_checkpoint(name)), dialect=dialect).path
 
     return export_tiny
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported demo checkpoint; tests must not change it."""
+    from prunevid.export import export
+
+    return export("demo", tmp_path_factory.mktemp("bundles") / "demo").path

@@ -1,0 +1,101 @@
+"""The KV cache: rows stay where they were written, nothing is lost when it moves, nothing is written past its end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prunevid.cost import DecoderShape
+from prunevid.runtime.kv_cache import KvCache
+
+SHAPE = DecoderShape(layers=4, hidden_size=32, intermediate_size=64, heads=4, kv_heads=2, head_dim=8, vocab_size=50)
+ROW_AXIS = {"ort": 2, "portable": 1}
+
+
+def cache(dialect: str, capacity: int = 6) -> KvCache:
+    return KvCache(dialect, range(1, 3), SHAPE, capacity, np.dtype(np.float32))
+
+
+def write(kv: KvCache, dialect: str, values: list[float]) -> None:
+    """What a graph does: write the new rows to where the cache says they go."""
+    for target in kv.present(len(values)).values():
+        place = target[:, :, kv.length : kv.length + len(values)] if dialect == "ort" else target
+        shape = [1, 1, 1, 1]
+        shape[ROW_AXIS[dialect]] = len(values)
+        place[...] = np.array(values, np.float32).reshape(shape)
+    kv.advance(len(values))
+
+
+def rows(kv: KvCache, dialect: str) -> list[float]:
+    past = kv.past()["past_value.2"]
+    return (past[0, 0, : kv.length, 0] if dialect == "ort" else past[0, :, 0, 0]).tolist()
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_new_rows_follow_the_rows_in_use(dialect: str) -> None:
+    kv = cache(dialect)
+    write(kv, dialect, [1, 2, 3])
+    write(kv, dialect, [4])
+    assert rows(kv, dialect) == [1, 2, 3, 4]
+    assert set(kv.past()) == {"past_key.1", "past_value.1", "past_key.2", "past_value.2"}
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_rows_are_contiguous_memory_that_a_graph_can_be_given(dialect: str) -> None:
+    kv = cache(dialect)
+    write(kv, dialect, [1, 2])
+    for array in (*kv.past().values(), *kv.present(3).values()):
+        assert array.flags.c_contiguous
+
+
+def test_in_the_portable_dialect_past_and_new_rows_do_not_overlap() -> None:
+    kv = cache("portable")
+    write(kv, "portable", [1, 2])
+    assert not np.shares_memory(kv.past()["past_key.1"], kv.present(2)["present_key.1"])
+
+
+def test_in_the_ort_dialect_past_and_present_are_one_buffer() -> None:
+    kv = cache("ort")
+    assert kv.past()["past_key.1"] is kv.present(2)["present_key.1"]
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_moving_to_larger_buffers_keeps_the_rows(dialect: str) -> None:
+    kv = cache(dialect, capacity=3)
+    write(kv, dialect, [1, 2, 3])
+    kv.reserve(5)
+    assert kv.capacity == 5
+    write(kv, dialect, [4, 5])
+    assert rows(kv, dialect) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_room_that_is_there_moves_nothing(dialect: str) -> None:
+    kv = cache(dialect, capacity=4)
+    before = kv.present(1)["present_key.1"].ctypes.data
+    kv.reserve(4)
+    assert kv.present(1)["present_key.1"].ctypes.data == before
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_rewound_rows_are_overwritten(dialect: str) -> None:
+    kv = cache(dialect)
+    write(kv, dialect, [1, 2, 3])
+    kv.rewind(1)
+    write(kv, dialect, [9])
+    assert rows(kv, dialect) == [1, 9]
+
+
+def test_bytes_are_those_of_the_rows_in_use() -> None:
+    kv = cache("ort")
+    assert kv.nbytes == 0
+    write(kv, "ort", [1, 2, 3])
+    assert kv.nbytes == 3 * 2 * 2 * SHAPE.kv_heads * SHAPE.head_dim * 4
+
+
+def test_too_many_rows_and_rewinding_forwards_are_refused() -> None:
+    kv = cache("ort", capacity=2)
+    with pytest.raises(ValueError, match="do not fit"):
+        kv.present(3)
+    with pytest.raises(ValueError, match="cannot rewind"):
+        kv.rewind(1)

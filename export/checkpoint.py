@@ -36,8 +36,9 @@ _LARGEST_HEADER = 100 << 20
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-# Elements that are converted and written at once.
+# Elements that are converted and written at once, and rows that are drawn at once.
 _BLOCK = 1 << 22
+_RANDOM_ROWS = 64
 
 
 class StreamedTensor(ir.LazyTensor):
@@ -175,21 +176,21 @@ class RandomWeights:
         return StreamedTensor(name, lambda start, stop: self.rows(name, start, stop), shape, self._dtype, transpose)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of a tensor before any transposition, float32; seeded row by row."""
-        shape = (stop - start, *self._shapes[name][1:])
+        """Rows ``start`` to ``stop`` of a tensor before any transposition, float32."""
+        shape = self._shapes[name]
         if name.endswith(".bias"):
-            return np.zeros(shape, np.float32)
+            return np.zeros((stop - start, *shape[1:]), np.float32)
         if "norm" in name:
-            return np.ones(shape, np.float32)
-        values = np.empty(shape, np.float32)
-        for row in range(start, stop):
-            values[row - start] = self._generator(name, row).standard_normal(shape[1:], dtype=np.float32)
-        values *= np.float32(0.02)
-        return values
+            return np.ones((stop - start, *shape[1:]), np.float32)
+        first = start // _RANDOM_ROWS
+        blocks = [self._random_block(name, block) for block in range(first, -(-stop // _RANDOM_ROWS))]
+        return np.concatenate(blocks)[start - first * _RANDOM_ROWS :][: stop - start]
 
-    def _generator(self, name: str, row: int) -> np.random.Generator:
-        seed = zlib.crc32(name.encode())
-        return np.random.Generator(np.random.SFC64([self._seed, seed, row]))
+    def _random_block(self, name: str, block: int) -> np.ndarray:
+        """One block of rows, seeded by its own number, so that any rows can be had without those before them."""
+        generator = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode()), block]))
+        values = generator.standard_normal((_RANDOM_ROWS, *self._shapes[name][1:]), dtype=np.float32)
+        return values * np.float32(0.02)
 
 
 def _weight_files(folder: Path) -> list[Path]:

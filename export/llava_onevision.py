@@ -92,7 +92,7 @@ def _encoder(config: Any, model: Any, dtype: ir.DataType) -> Any:
     pool = type(model.model).apply_pooling
     torch_dtype = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}[dtype]
 
-    class Encoder(torch.nn.Module):  # type: ignore[misc]
+    class Encoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.config = config

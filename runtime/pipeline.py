@@ -47,7 +47,7 @@ class Pipeline:
         self.bundle = bundle
         self.chain = chain
         spec = bundle.manifest.preprocessing
-        self._preprocessing = Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample)
+        self.preprocessing = Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample)
         text = bundle.manifest.prompt
         template = bundle.file(text.chat_template).read_text(encoding="utf-8")
         self.prompt = ChatPrompt(bundle.file(text.tokenizer), template, text.video_token, text.eos_ids)
@@ -64,7 +64,7 @@ class Pipeline:
         with timings.stage("video"):
             sampled = read_frames(video, self.bundle.manifest.frames if frames is None else frames)
         with timings.stage("preprocess"):
-            pixel_values = preprocess(sampled.frames, self._preprocessing)
+            pixel_values = preprocess(sampled.frames, self.preprocessing)
         with timings.stage("vision"):
             features = self.chain.encode(pixel_values)
         if settings is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -22,9 +23,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prunevid.reference import MergedTokens
+from prunevid import MergedTokens, PruneConfig, merge_tokens
 
 Array = npt.NDArray[Any]
+
+# The models are so small that threads only wait for each other.
+torch.set_num_threads(1)
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 # A token for each byte, then the special ones; the model's table has a few rows more, as real ones do.
@@ -228,3 +232,26 @@ def assert_same_merge(found: MergedTokens, expected: MergedTokens, tolerance: fl
     np.testing.assert_array_equal(found.group, expected.group)
     np.testing.assert_array_equal(found.patch_to_token, expected.patch_to_token)
     np.testing.assert_allclose(found.tokens, expected.tokens, atol=tolerance, rtol=0)
+
+
+def cpu_session(model: str | bytes) -> ort.InferenceSession:
+    """A graph's file or content in ONNX Runtime, on one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def merge_is_clear(features: Array, config: PruneConfig, noise: float = 1e-5) -> bool:
+    """Whether a little noise leaves every decision of the merge as it is.
+
+    Where it does not, float32 may decide otherwise than float64, and neither is wrong.
+    """
+    expected = merge_tokens(features, config)
+    for seed in range(3):
+        found = merge_tokens(features + noise * np.random.default_rng(seed).normal(size=features.shape), config)
+        if not np.array_equal(found.segments, expected.segments):
+            return False
+        if not np.array_equal(found.patch_to_token, expected.patch_to_token):
+            return False
+    return True

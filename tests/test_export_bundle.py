@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -491,7 +492,8 @@ def cut_short(
     for how in ("while-writing", "before-the-manifest"):
         shutil.copytree(bundle.path, folder / how / "bundle")
     command = [sys.executable, "-c", EXPORT, str(tiny_checkpoint("qwen2")), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=one_thread)
     codes = dict(line.split() for line in done.stdout.splitlines())
     return folder, {how: int(code) for how, code in codes.items()}, done.stderr
 

@@ -19,6 +19,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import cpu_session
 
 from prunevid import reference
 from prunevid.export import operators
@@ -63,10 +64,7 @@ def model_of(name: str, opset: int, neighbours: int = 7) -> onnx.ModelProto:
 
 @cache
 def session_of(name: str, opset: int, neighbours: int = 7) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    proto = model_of(name, opset, neighbours)
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return cpu_session(model_of(name, opset, neighbours).SerializeToString())
 
 
 def run(name: str, *inputs: Array, opset: int = 20, neighbours: int = 7) -> Array:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from models import Tiny, build_model, cpu_session, save_checkpoint
 
 from prunevid.cost import DecoderShape
 from prunevid.export import llava_onevision
@@ -47,10 +48,7 @@ class Segments:
 
 
 def session_of(model: ir.Model) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    proto = ir.to_proto(model)
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return cpu_session(ir.to_proto(model).SerializeToString())
 
 
 def build_segments(
@@ -228,8 +226,6 @@ def test_the_cut_may_be_behind_the_first_layer_or_before_the_last(
 
 @pytest.mark.parametrize("scaling", ["linear", "llama3", "yarn"])
 def test_scaled_rotary_embeddings_equal_transformers(tmp_path: Path, scaling: str) -> None:
-    from models import Tiny, build_model, save_checkpoint
-
     parameters = {"rope_type": scaling, "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     if scaling == "llama3":
         parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}

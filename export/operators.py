@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript._internal.builder import GraphBuilder, build_function, build_graph, make_value
 
 DOMAIN = "prunevid"
@@ -221,4 +222,7 @@ def builder_for(graph: ir.Graph) -> Any:
 
 def to_model(graph: ir.Graph, op: Any) -> ir.Model:
     """The finished graph with the functions that it calls, as a model. IR version 10 is what opset 20 shipped with."""
-    return ir.Model(graph, ir_version=10, producer_name="prunevid", functions=list(op.functions.values()))
+    model = ir.Model(graph, ir_version=10, producer_name="prunevid", functions=list(op.functions.values()))
+    # The tracer notes where in its sources every node comes from: paths of this machine, megabytes of them.
+    ClearMetadataAndDocStringPass()(model)
+    return model

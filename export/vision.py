@@ -7,7 +7,10 @@ at a time, as for every other graph. The merge is appended to the traced graph n
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +102,7 @@ def _trace(spec: VisionSpec) -> ir.Model:
     import torch
 
     frames = torch.zeros(2, 3, spec.image_size, spec.image_size)
-    with warnings.catch_warnings(), torch.no_grad():
-        # The exporter warns of its own deprecated internals; none of it concerns the caller.
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         program = torch.export.export(
             spec.encoder.eval(), (frames,), dynamic_shapes=({0: torch.export.Dim("frames_new")},)
         )
@@ -119,6 +120,20 @@ def _trace(spec: VisionSpec) -> ir.Model:
         raise PruneVidError("torch could not trace the vision tower: is this torch older than 2.9?")
     model: ir.Model = exported.model
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's warnings, of its own deprecated internals and of packages that it does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fill_parameters(graph: ir.Graph, spec: VisionSpec, weights: Weights) -> None:

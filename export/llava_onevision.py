@@ -50,8 +50,12 @@ def parse_config(data: dict[str, Any], where: str) -> Any:
         raise PruneVidError(f"{where} has a {text.model_type!r} language model: known are {', '.join(_DECODERS)}")
     if vision.model_type != "siglip_vision_model":
         raise PruneVidError(f"{where} has a {vision.model_type!r} vision tower: known is 'siglip_vision_model'")
-    if getattr(text, "use_sliding_window", False):
+    # Configs that have a window but do not use it lose it when they are read; Mistral uses it whenever it has one.
+    if getattr(text, "sliding_window", None) is not None:
         raise PruneVidError(f"{where} uses sliding-window attention, which a pruned KV cache cannot follow")
+    for biased in ("attention_bias", "mlp_bias"):
+        if getattr(text, biased, False):
+            raise PruneVidError(f"{where} has {biased} in its language model, which this exporter does not write")
     if text.hidden_act != "silu":
         raise PruneVidError(f"{where} has the activation {text.hidden_act!r} in its language model: known is 'silu'")
     return config
@@ -136,7 +140,7 @@ def decoder_spec(config: Any) -> DecoderSpec:
         norm_epsilon=float(text.rms_norm_eps),
         inv_freq=frequencies,
         rope_scale=float(scale),
-        projection_bias=text.model_type == "qwen2" or bool(getattr(text, "attention_bias", False)),
+        projection_bias=text.model_type == "qwen2",
         query_key_norm=text.model_type == "qwen3",
         prefix="model.language_model.",
         head=EMBEDDINGS if is_tied(config) else "lm_head.weight",

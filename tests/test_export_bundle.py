@@ -23,7 +23,7 @@ from models import CHAT_TEMPLATE, IDS, LAYERS, TINY, VOCABULARY, save_checkpoint
 
 from prunevid import PruneConfig, PruneVidError, __version__
 from prunevid.bundle import Bundle, open_bundle, sha256_of
-from prunevid.export import export
+from prunevid.export import export, llava_onevision
 
 GRAPHS = ("vision_merge", "llm_pre", "select", "llm_post")
 
@@ -357,18 +357,57 @@ def damaged(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint("qwen2"), tmp_path / "damaged"))
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
+def edit_text_config(folder: Path, **changes: Any) -> None:
     data = json.loads((folder / "config.json").read_text())
-    for key, value in changes.items():
-        target = data["text_config"] if key in data["text_config"] and key != "model_type" else data
-        target[key] = value
+    data["text_config"] |= changes
     (folder / "config.json").write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("family", ["llava_next_video", "qwen2", None])
 def test_another_family_is_refused_by_name(damaged: Path, tmp_path: Path, family: str | None) -> None:
-    edit_config(damaged, model_type=family)
+    data = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(data | {"model_type": family}))
     assert repr(family) in refused(tmp_path, damaged)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "settings"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 64}),
+        ("mistral", {"sliding_window": 64}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"mlp_bias": True}),
+        ("qwen3", {"attention_bias": True}),
+        ("qwen2", {"hidden_act": "gelu"}),
+        ("gemma", {}),
+    ],
+)
+def test_a_language_model_that_would_be_exported_wrong_is_refused(
+    damaged: Path, tmp_path: Path, decoder: str, settings: dict[str, Any]
+) -> None:
+    plain = {"model_type": decoder, "sliding_window": None, "layer_types": None}
+    edit_text_config(damaged, **plain | settings)
+    message = refused(tmp_path, damaged)
+    assert str(damaged / "config.json") in message
+    assert any(word in message for word in ("sliding-window", "bias", "activation", "'gemma'"))
+
+
+@pytest.mark.parametrize("decoder", ["qwen2", "qwen3"])
+def test_a_window_that_is_not_used_is_no_reason_to_refuse(damaged: Path, decoder: str) -> None:
+    # Published Qwen checkpoints have one.
+    edit_text_config(damaged, model_type=decoder, use_sliding_window=False, sliding_window=32768)
+    data = json.loads((damaged / "config.json").read_text())
+    assert llava_onevision.parse_config(data, "it").text_config.sliding_window is None
+
+
+@pytest.mark.parametrize("scaling", ["dynamic", "longrope"])
+def test_rotary_embeddings_that_change_with_length_are_refused(damaged: Path, tmp_path: Path, scaling: str) -> None:
+    parameters = {"rope_type": scaling, "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
+    if scaling == "longrope":
+        parameters |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    edit_text_config(damaged, rope_parameters=parameters)
+    assert repr(scaling) in refused(tmp_path, damaged)
 
 
 @pytest.mark.parametrize("layer", [LAYERS - 1, LAYERS, 1000])

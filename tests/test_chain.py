@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 BUNDLES = [("qwen2", "ort"), ("qwen2", "portable"), ("tied", "portable"), ("qwen3", "ort")]
 SHORT, LONG = "Why?", "Which of the two shapes moves to the left, and what colour does it have? " * 5
 NEW_TOKENS = 12
-# What is promised; measured at 1e-5 and below.
+# What is promised; measured at 1e-4 and below.
 LOGITS = 1e-3
 SAMPLING = SamplingConfig(max_new_tokens=NEW_TOKENS)
 
@@ -184,7 +184,7 @@ def test_pruned_answers_are_those_of_the_method_in_torch(
     np.testing.assert_allclose(session.video.tokens, expected.tokens, atol=1e-4)
     first = len(prompt_ids(question)[0])
     scores = chain.record.scores[0][first : first + len(expected.scores)]
-    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(chain.record.selections[0].kept, expected.kept)
     assert list(answer.token_ids) == expected.ids
     np.testing.assert_allclose(np.stack(chain.record.logits), expected.logits, atol=LOGITS)

@@ -28,6 +28,8 @@ from prunevid.errors import PruneVidError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# The chain's graphs, which every bundle has.
+GRAPHS = frozenset({"vision_merge", "llm_pre", "select", "llm_post"})
 _CHUNK = 1 << 22
 
 
@@ -153,7 +155,10 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         raise PruneVidError(f"{folder} is not a bundle: it has no {MANIFEST}")
     manifest = _read_manifest(folder)
     for name, record in manifest.files.items():
-        _check_size(folder, name, record)
+        try:
+            _check_size(folder, name, record)
+        except (OSError, ValueError, RuntimeError) as error:  # null bytes, endless names, links in a circle
+            raise PruneVidError(f"the bundle {folder} names the file {name[:80]!r}, which no file can be") from error
     if verify:
         _check_contents(folder, manifest.files)
     return Bundle(folder, manifest)
@@ -162,7 +167,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
 def _read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # huge numbers and endless nesting are no JSONDecodeError
         raise PruneVidError(f"{folder / MANIFEST} is damaged ({error}): export the bundle again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -171,8 +176,12 @@ def _read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest: Manifest = _decode(Manifest, data, MANIFEST)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise PruneVidError(f"{folder / MANIFEST} is damaged ({error}): export the bundle again") from error
+    if missing := sorted(GRAPHS - manifest.graphs.keys()):
+        raise PruneVidError(f"{folder / MANIFEST} is damaged (it lacks the graph {missing[0]}): export it again")
+    if manifest.prune.prune_layer > manifest.model.decoder.layers - 2:
+        raise PruneVidError(f"{folder / MANIFEST} is damaged (no layer is behind its prune_layer): export it again")
     named = [graph.file for graph in manifest.graphs.values()]
     named += [manifest.embeddings.file, manifest.prompt.tokenizer, manifest.prompt.chat_template]
     for name in named:

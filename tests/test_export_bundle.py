@@ -220,6 +220,14 @@ def test_a_path_that_leaves_the_folder_is_refused(copy: Path, name: str) -> None
         one_sentence(error)
 
 
+def test_a_link_in_a_circle_is_refused(copy: Path) -> None:
+    (copy / "select.onnx").unlink()
+    (copy / "select.onnx").symlink_to("select.onnx")
+    with pytest.raises(PruneVidError, match="select.onnx") as error:
+        open_bundle(copy)
+    one_sentence(error)
+
+
 def test_a_graph_that_is_a_link_out_is_refused(copy: Path) -> None:
     outside = copy.parent / "outside.onnx"
     (copy / "llm_pre.onnx").rename(outside)
@@ -260,7 +268,18 @@ def test_another_schema_version_is_refused(copy: Path, version: object) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"schema_version": 1}', b'"manifest"'],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"schema_version": 1}',
+        b'"manifest"',
+        b"[" * 200_000,
+        b"9" * 5000,
+    ],
 )
 def test_a_garbage_manifest_is_refused(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
@@ -280,6 +299,12 @@ def test_a_garbage_manifest_is_refused(copy: Path, content: bytes) -> None:
         lambda data: data["files"].update({"x": {"size": 1}}),
         lambda data: data["prune"].update(keep_ratio=7.0),
         lambda data: data["prune"].update(keep_ratio="all"),
+        lambda data: data["prune"].update(keep_ratio=10**400),
+        lambda data: data["prune"].update(prune_layer=LAYERS - 1),
+        lambda data: data["graphs"].pop("select"),
+        lambda data: data["files"].update({"a\0b": data["files"]["select.onnx"]}),
+        lambda data: data["files"].update({"a" * 5000: data["files"]["select.onnx"]}),
+        lambda data: data["files"].update({"\ud800": data["files"]["select.onnx"]}),
         lambda data: data["prompt"].update(eos_ids=3),
         lambda data: data["preprocessing"].update(mean=[0.5]),
         lambda data: data["graphs"]["select"].update(inputs=None),

@@ -2,23 +2,26 @@
 
 Several questions about a video are packed into one sequence; a block mask lets each see the video and itself.
 Batches differ in which visual tokens they hold, in what order within a frame, and in how these are numbered:
-see `choose_tokens`. Nothing here merges tokens, and nothing chooses them by their content.
+see `choose_tokens`. Nothing here merges tokens or goes by attention; only the first stage looks at what tokens
+show, when it leaves out backdrop to keep sequences short.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import torch
 import world
-from model import IDS, PREFIX_IDS, TOKENS, WIDTH, answer_ids, question_ids, video_features
-from torch import Tensor, nn
-from tower import optimizers, render_range, schedule, token_labels
+from model import IDS, PREFIX_IDS, TOKENS, WIDTH, answer_ids, question_ids
+from torch import Tensor, distributed, nn
+from tower import encode_range, optimizers, schedule, token_labels
 from transformers import LlavaOnevisionForConditionalGeneration
 
 LENGTH = 20  # longest question with its answer, in tokens
@@ -31,12 +34,14 @@ class Stage(TypedDict):
     """A stretch of training: so many steps on `tokens` visual tokens of every `stride`-th frame.
 
     Each step draws one of the counts in `tokens`; `batch` is the number of videos at the smallest of them.
+    `crowded` stages leave backdrop out first.
     """
 
     steps: int
     batch: int
     tokens: tuple[int, ...]
     stride: int
+    crowded: bool
 
 
 @dataclass
@@ -44,12 +49,14 @@ class Data:
     """Videos as visual tokens, with everything that training asks about them.
 
     features: float16 [V, FRAMES, TOKENS, WIDTH]; motion: int8 [V, 2, FRAMES, TOKENS], the auxiliary classes
-    played forwards and backwards (-1: do not ask); questions: int16 [V, 2, Q, LENGTH] (0: padding) of both
+    played forwards and backwards (-1: do not ask); shown: bool [V, FRAMES, TOKENS], whether a token's cell shows
+    any part of a thing; questions: int16 [V, 2, Q, LENGTH] (0: padding) of both
     playing directions; answer_at: int8 [V, Q], where the answer starts; counts: number of questions [V].
     """
 
     features: Tensor
     motion: np.ndarray
+    shown: np.ndarray
     questions: np.ndarray
     answer_at: np.ndarray
     counts: np.ndarray
@@ -58,13 +65,13 @@ class Data:
 def save_data(data: Data, folder: Path) -> None:
     """Writes the arrays of `data`, each to a file of its own."""
     np.save(folder / "features.npy", data.features.numpy())
-    for name in ("motion", "questions", "answer_at", "counts"):
+    for name in ("motion", "shown", "questions", "answer_at", "counts"):
         np.save(folder / f"{name}.npy", getattr(data, name))
 
 
 def read_data(folder: Path) -> Data:
     """Reads what `save_data` wrote."""
-    names = ("features", "motion", "questions", "answer_at", "counts")
+    names = ("features", "motion", "shown", "questions", "answer_at", "counts")
     features, *rest = (np.load(folder / f"{name}.npy") for name in names)
     return Data(torch.from_numpy(features), *rest)
 
@@ -102,36 +109,43 @@ def load_data(
     features = torch.empty(videos, world.FRAMES, TOKENS, WIDTH, dtype=torch.float16)
     most = per_kind * len(world.KINDS)
     motion = np.empty((videos, 2, world.FRAMES, TOKENS), np.int8)
+    shown = np.zeros((videos, world.FRAMES, TOKENS), bool)
     questions = np.zeros((videos, 2, most, LENGTH), np.int16)
     answer_at = np.zeros((videos, most), np.int8)
     counts = np.zeros(videos, np.int64)
-    with torch.no_grad():
-        for v, sample in enumerate(render_range(split, range(videos), per_kind)):
-            features[v] = video_features(model, torch.from_numpy(sample.frames)).half()
-            motion[v] = _motion(sample, token_labels(sample)["owner"])
-            counts[v] = len(sample.questions)
-            for q, forwards in enumerate(sample.questions):
-                for side, question in enumerate((forwards, _backwards(forwards))):
-                    ask, answer = question_ids(question.text), answer_ids(question.answer)
-                    questions[v, side, q, : len(ask) + len(answer)] = ask + answer
-                    answer_at[v, q] = len(ask)
-            if v % 1000 == 999:
-                log(f"features of {split}: {v + 1} videos, {time.monotonic() - started:.0f} s")
-    return Data(features, motion, questions, answer_at, counts)
+    for v, (sample, tokens) in enumerate(encode_range(model, split, range(videos), per_kind)):
+        features[v] = torch.from_numpy(tokens)
+        motion[v] = _motion(sample, token_labels(sample)["owner"])
+        shown[v] = sample.owner.reshape(world.FRAMES, TOKENS) != -1
+        counts[v] = len(sample.questions)
+        for q, forwards in enumerate(sample.questions):
+            for side, question in enumerate((forwards, _backwards(forwards))):
+                ask, answer = question_ids(question.text), answer_ids(question.answer)
+                questions[v, side, q, : len(ask) + len(answer)] = ask + answer
+                answer_at[v, q] = len(ask)
+        if v % 200 == 199:
+            log(f"features of {split}: {v + 1} videos, {time.monotonic() - started:.0f} s")
+    return Data(features, motion, shown, questions, answer_at, counts)
 
 
-def choose_tokens(rng: np.random.Generator, count: int, stride: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+def choose_tokens(
+    rng: np.random.Generator, count: int, stride: int, shown: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which visual tokens a training example holds, and their positions; both int64 [count].
 
-    `count` tokens are drawn evenly from every `stride`-th frame (all of them if `whole`). Half the time the
-    order within a frame is shuffled; half the time positions are renumbered without gaps.
+    `count` tokens are drawn evenly from every `stride`-th frame. With `shown`, bool [FRAMES, TOKENS], backdrop
+    is drawn only after all else: sequences in which there is much to see, to learn the questions on. Half the
+    time the order within a frame is shuffled; half the time positions are renumbered without gaps, with `shown` always.
     """
     first = int(rng.integers(stride))
     pool = np.arange(world.FRAMES * TOKENS).reshape(world.FRAMES, TOKENS)[first::stride].reshape(-1)
-    kept = pool if whole else np.sort(rng.permutation(pool)[:count])
-    positions = kept.copy() if rng.random() < 0.5 else np.arange(len(kept))
+    draw = rng.random(len(pool))
+    if shown is not None:
+        draw -= shown.reshape(-1)[pool]
+    kept = np.sort(pool[np.argsort(draw)[:count]])
+    positions = kept.copy() if shown is None and rng.random() < 0.5 else np.arange(count)
     if rng.random() < 0.5:
-        kept = kept[np.lexsort((rng.random(len(kept)), kept // TOKENS))]
+        kept = kept[np.lexsort((rng.random(count), kept // TOKENS))]
     return kept, positions
 
 
@@ -148,7 +162,7 @@ class Batch:
 
 
 def make_batch(
-    data: Data, rng: np.random.Generator, size: int, count: int, text_length: int, stride: int = 1, whole: bool = False
+    data: Data, rng: np.random.Generator, size: int, count: int, text_length: int, stride: int, crowded: bool
 ) -> Batch:
     """Draws videos and packs questions.
 
@@ -167,7 +181,8 @@ def make_batch(
     motion = np.empty((size, count), np.int64)
     for i, v in enumerate(videos):
         side = int(rng.integers(2))
-        kept, where = choose_tokens(rng, count, stride, whole)
+        shown = data.shown[v, ::-1] if side else data.shown[v]
+        kept, where = choose_tokens(rng, count, stride, shown if crowded else None)
         frame, cell = kept // TOKENS, kept % TOKENS
         source = world.FRAMES - 1 - frame if side else frame
         visual[i] = data.features[v][torch.from_numpy(source), torch.from_numpy(cell)].float()
@@ -211,18 +226,64 @@ def train_language(
     rate: float = 3e-3,
     text_length: int = 160,
     check: Callable[[int], None] | None = None,
+    processes: int = 2,
 ) -> None:
-    """Trains the language model in stages; `check(step)` is called every 500 steps."""
+    """Trains the language model in stages; `check(step)` is called every 250 steps.
+
+    Works on `processes` processes of one thread each, which average their gradients: on a busy machine that is
+    much faster than one process of several threads, which wait for each other in every operation.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        common = (processes, meeting, model, data, stages, rate, text_length)
+        quiet: tuple[None, None] = (None, None)
+        others = [get_context("fork").Process(target=_train, args=(r, *common, *quiet)) for r in range(1, processes)]
+        for other in others:
+            other.start()
+        try:
+            _train(0, *common, log, check)
+            for other in others:
+                other.join()
+        finally:
+            for other in others:
+                other.terminate()
+
+
+def _average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
+    """Replaces every gradient by its mean over the processes."""
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters]) / processes
+    distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
+
+
+def _train(
+    rank: int,
+    processes: int,
+    meeting: str,
+    model: LlavaOnevisionForConditionalGeneration,
+    data: Data,
+    stages: list[Stage],
+    rate: float,
+    text_length: int,
+    log: Callable[[str], None] | None,
+    check: Callable[[int], None] | None,
+) -> None:
+    """One of the processes of `train_language`."""
     started = time.monotonic()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    torch.manual_seed(13)  # the same auxiliary head everywhere
     language, head = model.model.language_model, model.lm_head
     newline = model.model.image_newline
     auxiliary = nn.Linear(WIDTH, MOTION)
     layers = [torch.compile(layer, dynamic=False) for layer in language.layers]
-    rest: list[nn.Module] = [language, head, auxiliary]
     plain = {id(p) for m in (language.embed_tokens, head, auxiliary) for p in m.parameters()}
-    groups = optimizers(rest, rate, plain)
+    groups = optimizers([language, head, auxiliary], rate, plain)
     groups[1].add_param_group({"params": [newline]})
-    rng = np.random.default_rng(12)
+    parameters = [p for group in groups for options in group.param_groups for p in options["params"]]
+    common, own = np.random.default_rng(12), np.random.default_rng((12, rank))
     prefix = torch.tensor(PREFIX_IDS)
     steps = sum(stage["steps"] for stage in stages)
     step = 0
@@ -230,37 +291,34 @@ def train_language(
         totals = np.zeros(4)
         for _ in range(stage["steps"]):
             counts, stride = stage["tokens"], stage["stride"]
-            count = counts[int(rng.integers(len(counts)))]
-            whole = count == world.FRAMES * TOKENS // stride
+            count = counts[int(common.integers(len(counts)))]
             # The batch shrinks as sequences grow, so that a step costs about the same.
-            size = max(2, round(stage["batch"] * (min(counts) + text_length) / (count + text_length)))
-            batch = make_batch(data, rng, size, count, text_length, stride, whole)
+            share = (min(counts) + text_length) / (count + text_length)
+            size = max(1, round(stage["batch"] * share / processes))
+            batch = make_batch(data, own, size, count, text_length, stride, stage["crowded"])
             embed = language.embed_tokens
-            parts = (
-                embed(prefix).expand(size, -1, -1),
-                batch.visual,
-                newline.expand(size, 1, -1),
-                embed(batch.text),
-            )
-            hidden = torch.cat(parts, 1)
+            start = embed(prefix).expand(size, -1, -1)
+            hidden = torch.cat((start, batch.visual, newline.expand(size, 1, -1), embed(batch.text)), 1)
             rotary = language.rotary_emb(hidden, batch.positions)
             motion_loss = hidden.new_zeros(())
             for index, layer in enumerate(layers):
                 hidden = layer(hidden, attention_mask=batch.mask, position_embeddings=rotary)
                 if index == AUXILIARY_LAYER:
-                    visual = hidden[:, len(PREFIX_IDS) : len(PREFIX_IDS) + count]
-                    known = batch.motion >= 0
-                    if known.any():
-                        motion_loss = nn.functional.cross_entropy(auxiliary(visual[known]), batch.motion[known])
+                    guess = auxiliary(hidden[:, len(PREFIX_IDS) : len(PREFIX_IDS) + count])
+                    motion_loss = nn.functional.cross_entropy(
+                        guess.reshape(-1, MOTION), batch.motion.reshape(-1), ignore_index=-1
+                    )
             asked = batch.targets >= 0
             scores = head(language.norm(hidden[:, -text_length:][asked]))
             target = batch.targets[asked]
             loss = nn.functional.cross_entropy(scores, target)
+            factor = schedule(step, steps, 0.4)
             for group in groups:
                 group.zero_grad(set_to_none=True)
                 for options in group.param_groups:
-                    options["lr"] = rate * schedule(step, steps, 0.4)
-            (loss + 0.3 * motion_loss).backward()
+                    options["lr"] = rate * factor
+            (loss + 0.3 * motion_loss.nan_to_num()).backward()
+            _average_gradients(parameters, processes)
             for group in groups:
                 nn.utils.clip_grad_norm_([p for o in group.param_groups for p in o["params"]], 1.0)
                 group.step()
@@ -268,12 +326,14 @@ def train_language(
             right = (scores.argmax(-1) == target)[words].float().mean()
             totals += [loss.item(), float(motion_loss.detach()), right.item(), 1]
             step += 1
-            if step % 50 == 0:
+            if step % 50 == 0 and log is not None:
                 mean = totals / totals[3]
                 log(
                     f"language step {step} (stage {number + 1}): loss {mean[0]:.3f}, motion {mean[1]:.3f}, "
                     f"words right {mean[2]:.3f}; {time.monotonic() - started:.0f} s"
                 )
                 totals[:] = 0
-            if check is not None and step % 500 == 0:
+            if check is not None and step % 250 == 0:
                 check(step)
+    distributed.destroy_process_group()
+    torch.set_num_threads(threads)

@@ -105,7 +105,7 @@ def build_model() -> LlavaOnevisionForConditionalGeneration:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 2000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=IDS["<|im_end|>"],

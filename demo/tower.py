@@ -28,6 +28,36 @@ def _render(job: tuple[str, int, int]) -> world.Sample:
     return world.make_video(*job) if job[2] else world.make_crowd(job[0], job[1])
 
 
+_worker_model: LlavaOnevisionForConditionalGeneration | None = None
+
+
+def _start_worker(model: LlavaOnevisionForConditionalGeneration) -> None:
+    global _worker_model
+    _worker_model = model
+    torch.set_num_threads(1)
+
+
+def _encode(job: tuple[str, int, int]) -> tuple[world.Sample, np.ndarray]:
+    sample = world.make_video(*job)
+    assert _worker_model is not None
+    with torch.inference_mode():
+        features = video_features(_worker_model, torch.from_numpy(sample.frames)).half().numpy()
+    sample.frames = sample.frames[:0]
+    return sample, features
+
+
+def encode_range(
+    model: LlavaOnevisionForConditionalGeneration, split: str, indices: Iterable[int], per_kind: int, workers: int = 2
+) -> Iterable[tuple[world.Sample, np.ndarray]]:
+    """Renders videos and runs the tower on them, one thread a process.
+
+    Yields samples without their frames, and their tokens, float16 [FRAMES, TOKENS, WIDTH].
+    """
+    jobs = [(split, index, per_kind) for index in indices]
+    with get_context("fork").Pool(workers, _start_worker, (model,)) as pool:
+        yield from pool.imap(_encode, jobs, chunksize=4)
+
+
 def token_labels(sample: world.Sample) -> dict[str, np.ndarray]:
     """What each visual token shows, arrays [FRAMES, TOKENS].
 

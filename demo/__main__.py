@@ -27,10 +27,10 @@ def main() -> int:
         pipeline = load(bundle)
         console.print(f"Asking about {HERE.name}/clip.mp4, {bundle.manifest.frames} frames")
         pruned, unpruned = (pipeline.open(HERE / "clip.mp4", prune=prune) for prune in (True, False))
-        answers = [(entry, pruned.ask(entry["text"]), unpruned.ask(entry["text"])) for entry in questions]
+        answers = [(entry, pruned.ask(entry["question"]), unpruned.ask(entry["question"])) for entry in questions]
     table = Table("question", "truth", "pruned", "unpruned")
     for entry, with_pruning, without in answers:
-        table.add_row(entry["text"], entry["answer"], with_pruning.text, without.text)
+        table.add_row(entry["question"], entry["answer"], with_pruning.text, without.text)
     console.print(table)
     console.print(_costs(answers[-1][1], answers[-1][2]))
     return int(any(answer.text != entry["answer"] for entry, answer, _ in answers))

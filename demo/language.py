@@ -27,6 +27,8 @@ from transformers import LlavaOnevisionForConditionalGeneration
 LENGTH = 20  # longest question with its answer, in tokens
 MOTION = len(world.DIRECTIONS) + 1  # classes of the auxiliary head: a direction, or standing
 AUXILIARY_LAYER = 1  # the head reads the output of this layer (0-based)
+LOOKING_LAYER = 2  # the layer (0-based) at which training tells a question where to look
+ASKED = 16  # questions per video that are told
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
@@ -49,14 +51,16 @@ class Data:
     """Videos as visual tokens, with everything that training asks about them.
 
     features: float16 [V, FRAMES, TOKENS, WIDTH]; motion: int8 [V, 2, FRAMES, TOKENS], the auxiliary classes
-    played forwards and backwards (-1: do not ask); shown: bool [V, FRAMES, TOKENS], whether a token's cell shows
-    any part of a thing; questions: int16 [V, 2, Q, LENGTH] (0: padding) of both
-    playing directions; answer_at: int8 [V, Q], where the answer starts; counts: number of questions [V].
+    played forwards and backwards (-1: do not ask); owner: int8 [V, FRAMES, TOKENS], the thing that a token shows most
+    of (-1: backdrop alone, -2: little of any thing); about: int64 [V, Q], bit i set where a question is about thing i;
+    questions: int16 [V, 2, Q, LENGTH] (0: padding) of both playing directions; answer_at: int8 [V, Q], where the
+    answer starts; counts: number of questions [V].
     """
 
     features: Tensor
     motion: np.ndarray
-    shown: np.ndarray
+    owner: np.ndarray
+    about: np.ndarray
     questions: np.ndarray
     answer_at: np.ndarray
     counts: np.ndarray
@@ -65,7 +69,7 @@ class Data:
 def save_data(data: Data, folder: Path) -> None:
     """Writes the arrays of `data`, each to a file of its own."""
     np.save(folder / "features.npy", data.features.numpy())
-    for name in ("motion", "shown", "questions", "answer_at", "counts"):
+    for name in ("motion", "owner", "about", "questions", "answer_at", "counts"):
         np.save(folder / f"{name}.npy", getattr(data, name))
 
 
@@ -79,10 +83,10 @@ def read_data(folder: Path) -> Data:
 def _backwards(question: world.Question) -> world.Question:
     """The same question about the video played backwards."""
     if question.kind == "direction":
-        return world.Question(question.kind, question.text, _OPPOSITE[question.answer])
+        return world.Question(question.kind, question.text, _OPPOSITE[question.answer], question.things)
     if question.kind in ("mover", "count moving"):
         text = " ".join(_OPPOSITE.get(word, word) for word in question.text.replace("?", " ?").split())
-        return world.Question(question.kind, text, question.answer)
+        return world.Question(question.kind, text, question.answer, question.things)
     return question
 
 
@@ -109,23 +113,25 @@ def load_data(
     features = torch.empty(videos, world.FRAMES, TOKENS, WIDTH, dtype=torch.float16)
     most = per_kind * len(world.KINDS)
     motion = np.empty((videos, 2, world.FRAMES, TOKENS), np.int8)
-    shown = np.zeros((videos, world.FRAMES, TOKENS), bool)
+    owner = np.zeros((videos, world.FRAMES, TOKENS), np.int8)
+    about = np.zeros((videos, most), np.int64)
     questions = np.zeros((videos, 2, most, LENGTH), np.int16)
     answer_at = np.zeros((videos, most), np.int8)
     counts = np.zeros(videos, np.int64)
     for v, (sample, tokens) in enumerate(encode_range(model, split, range(videos), per_kind)):
         features[v] = torch.from_numpy(tokens)
         motion[v] = _motion(sample, token_labels(sample)["owner"])
-        shown[v] = sample.owner.reshape(world.FRAMES, TOKENS) != -1
+        owner[v] = sample.owner.reshape(world.FRAMES, TOKENS)
         counts[v] = len(sample.questions)
         for q, forwards in enumerate(sample.questions):
+            about[v, q] = sum(1 << thing for thing in forwards.things)
             for side, question in enumerate((forwards, _backwards(forwards))):
                 ask, answer = question_ids(question.text), answer_ids(question.answer)
                 questions[v, side, q, : len(ask) + len(answer)] = ask + answer
                 answer_at[v, q] = len(ask)
         if v % 200 == 199:
             log(f"features of {split}: {v + 1} videos, {time.monotonic() - started:.0f} s")
-    return Data(features, motion, shown, questions, answer_at, counts)
+    return Data(features, motion, owner, about, questions, answer_at, counts)
 
 
 def choose_tokens(
@@ -159,6 +165,8 @@ class Batch:
     mask: Tensor
     targets: Tensor
     motion: Tensor
+    rows: Tensor
+    look: Tensor
 
 
 def make_batch(
@@ -168,7 +176,9 @@ def make_batch(
 
     The sequence is: prefix, `count` visual tokens, the newline token, questions. `visual` is float32
     [size, count, WIDTH]; `text` ids [size, text_length]; `targets` the same shape (-100: no loss);
-    `positions` [size, S]; `mask` bool [size, 1, S, S]; `motion` [size, count].
+    `positions` [size, S]; `mask` bool [size, 1, S, S]; `motion` [size, count]. `rows` [size, ASKED]: the row of each
+    question that predicts its answer's first word; `look` bool [size, ASKED, count]: the visual tokens that show what
+    it is about.
     """
     before = len(PREFIX_IDS) + count + 1
     total = before + text_length
@@ -179,9 +189,12 @@ def make_batch(
     positions = np.zeros((size, total), np.int64)
     block = np.zeros((size, total), np.int64)
     motion = np.empty((size, count), np.int64)
+    rows = np.zeros((size, ASKED), np.int64)
+    look = np.zeros((size, ASKED, count), bool)
     for i, v in enumerate(videos):
         side = int(rng.integers(2))
-        shown = data.shown[v, ::-1] if side else data.shown[v]
+        owner = data.owner[v, ::-1] if side else data.owner[v]
+        shown = owner != -1
         kept, where = choose_tokens(rng, count, stride, shown if crowded else None)
         frame, cell = kept // TOKENS, kept % TOKENS
         source = world.FRAMES - 1 - frame if side else frame
@@ -192,7 +205,8 @@ def make_batch(
         # Like a merged or a whole video, a thinned one with its old numbers ends where the video did.
         end = len(PREFIX_IDS) + (count if where[-1] == count - 1 else world.FRAMES * TOKENS)
         positions[i, before - 1] = end
-        at = 0
+        at, asked = 0, 0
+        mine = owner[frame, cell]
         for q in rng.permutation(data.counts[v]):
             line = data.questions[v, side, q]
             length = int(np.count_nonzero(line))
@@ -203,6 +217,10 @@ def make_batch(
             targets[i, at + start - 1 : at + length - 1] = line[start:length]
             positions[i, before + at : before + at + length] = end + 1 + np.arange(length)
             block[i, before + at : before + at + length] = q + 1
+            if asked < ASKED:
+                rows[i, asked] = before + at + start - 1
+                look[i, asked] = (mine >= 0) & ((data.about[v, q] >> np.maximum(mine, 0)) & 1).astype(bool)
+                asked += 1
             at += length
         block[i, before + at :] = -1
     blocks = torch.from_numpy(block)
@@ -215,7 +233,42 @@ def make_batch(
         (same & causal)[:, None],
         torch.from_numpy(targets),
         torch.from_numpy(motion),
+        torch.from_numpy(rows),
+        torch.from_numpy(look),
     )
+
+
+def _half_turned(x: Tensor) -> Tensor:
+    """Rotary embedding's other half: (a, b) becomes (-b, a)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def looking_loss(
+    attention: nn.Module, normed: Tensor, rotary: tuple[Tensor, Tensor], batch: Batch, count: int
+) -> Tensor:
+    """How little of a question's attention at one layer goes to the tokens that show what it is about.
+
+    The mean of -log(share), where the share is of the attention to visual tokens, averaged over heads. `normed`
+    [size, S, WIDTH] is the layer's input after its norm. Finding the right token is what a model of this size does not
+    learn from answers alone in a few thousand steps.
+    """
+    cos, sin = rotary
+    size, asked = batch.rows.shape
+    first = len(PREFIX_IDS)
+    pick = batch.rows[..., None].expand(-1, -1, normed.shape[-1])
+    query = attention.q_proj(normed.gather(1, pick)).view(size, asked, -1, attention.head_dim)
+    key = attention.k_proj(normed[:, first : first + count]).view(size, count, -1, attention.head_dim)
+    place = batch.rows[..., None].expand(-1, -1, cos.shape[-1])
+    cos_q, sin_q = cos.gather(1, place)[:, :, None], sin.gather(1, place)[:, :, None]
+    cos_k, sin_k = cos[:, first : first + count, None], sin[:, first : first + count, None]
+    query = query * cos_q + _half_turned(query) * sin_q
+    key = key * cos_k + _half_turned(key) * sin_k
+    key = key.repeat_interleave(query.shape[2] // key.shape[2], 2)
+    shares = (torch.einsum("brhd,bkhd->brhk", query, key) * attention.scaling).softmax(-1)
+    mass = (shares * batch.look[:, :, None]).sum(-1).mean(-1)
+    seen = batch.look.any(-1)
+    return -(mass[seen] + 1e-6).log().mean()
 
 
 def train_language(
@@ -288,7 +341,7 @@ def _train(
     steps = sum(stage["steps"] for stage in stages)
     step = 0
     for number, stage in enumerate(stages):
-        totals = np.zeros(4)
+        totals = np.zeros(5)
         for _ in range(stage["steps"]):
             counts, stride = stage["tokens"], stage["stride"]
             count = counts[int(common.integers(len(counts)))]
@@ -301,7 +354,12 @@ def _train(
             hidden = torch.cat((start, batch.visual, newline.expand(size, 1, -1), embed(batch.text)), 1)
             rotary = language.rotary_emb(hidden, batch.positions)
             motion_loss = hidden.new_zeros(())
+            look_loss = hidden.new_zeros(())
             for index, layer in enumerate(layers):
+                if index == LOOKING_LAYER:
+                    plain_layer = language.layers[index]
+                    normed = plain_layer.input_layernorm(hidden)
+                    look_loss = looking_loss(plain_layer.self_attn, normed, rotary, batch, count)
                 hidden = layer(hidden, attention_mask=batch.mask, position_embeddings=rotary)
                 if index == AUXILIARY_LAYER:
                     guess = auxiliary(hidden[:, len(PREFIX_IDS) : len(PREFIX_IDS) + count])
@@ -317,20 +375,20 @@ def _train(
                 group.zero_grad(set_to_none=True)
                 for options in group.param_groups:
                     options["lr"] = rate * factor
-            (loss + 0.3 * motion_loss.nan_to_num()).backward()
+            (loss + 0.3 * motion_loss.nan_to_num() + 0.5 * look_loss.nan_to_num()).backward()
             _average_gradients(parameters, processes)
             for group in groups:
                 nn.utils.clip_grad_norm_([p for o in group.param_groups for p in o["params"]], 1.0)
                 group.step()
             words = target != IDS["<|im_end|>"]
             right = (scores.argmax(-1) == target)[words].float().mean()
-            totals += [loss.item(), float(motion_loss.detach()), right.item(), 1]
+            totals += [loss.item(), float(motion_loss.detach()), right.item(), float(look_loss.detach()), 1]
             step += 1
             if step % 50 == 0 and log is not None:
-                mean = totals / totals[3]
+                mean = totals / totals[4]
                 log(
                     f"language step {step} (stage {number + 1}): loss {mean[0]:.3f}, motion {mean[1]:.3f}, "
-                    f"words right {mean[2]:.3f}; {time.monotonic() - started:.0f} s"
+                    f"words right {mean[2]:.3f}, look {mean[3]:.3f}; {time.monotonic() - started:.0f} s"
                 )
                 totals[:] = 0
             if check is not None and step % 250 == 0:

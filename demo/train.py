@@ -20,12 +20,9 @@ TOKEN_SIZE = 0.3  # root mean square of a visual token: see `condition_projector
 WHOLE = world.FRAMES * world.GRID**2
 STAGES: list[Stage] = [
     # Every other frame with most of its backdrop left out: short sequences to learn what the questions mean.
-    # The checkpoint in the repository is from step 500 of this stage: see README.
-    {"steps": 1500, "batch": 16, "tokens": (112,), "stride": 2, "crowded": True},
-    # All frames, a random 22 or 44 % of the tokens.
-    {"steps": 700, "batch": 12, "tokens": (224, 448), "stride": 1, "crowded": False},
-    # Also whole videos.
-    {"steps": 100, "batch": 12, "tokens": (224, 448, WHOLE), "stride": 1, "crowded": False},
+    {"steps": 1200, "batch": 8, "tokens": (96,), "stride": 2, "crowded": True},
+    # All frames, a random 22 or 37 % of the tokens.
+    {"steps": 500, "batch": 8, "tokens": (224, 384), "stride": 1, "crowded": False},
 ]
 
 

@@ -97,6 +97,7 @@ class Question:
     kind: str
     text: str
     answer: str
+    things: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -304,40 +305,40 @@ def all_questions(things: list[Thing]) -> dict[str, list[Question]]:
     """Every unambiguous question about the things, by kind."""
     found: dict[str, list[Question]] = {kind: [] for kind in KINDS}
 
-    def add(kind: str, text: str, answer: str) -> None:
-        found[kind].append(Question(kind, text, answer))
+    def add(kind: str, text: str, answer: str, about: tuple[int, ...]) -> None:
+        found[kind].append(Question(kind, text, answer, about))
 
     for index, thing in enumerate(things):
         shape, colour = SHAPES[thing.shape], COLOURS[thing.colour]
         others = things[:index] + things[index + 1 :]
         if all(o.shape != thing.shape for o in others):
-            add("colour", f"what colour is the {shape}?", colour)
+            add("colour", f"what colour is the {shape}?", colour, (index,))
         if all(o.colour != thing.colour for o in others):
-            add("shape", f"what shape is the {colour} object?", shape)
+            add("shape", f"what shape is the {colour} object?", shape, (index,))
         if thing.direction >= 0:
             way = DIRECTIONS[thing.direction]
-            add("direction", f"which way does the {colour} {shape} move?", way)
+            add("direction", f"which way does the {colour} {shape} move?", way, (index,))
             if all(o.direction != thing.direction for o in others):
-                add("mover", f"what shape is the object that moves {way}?", shape)
-                add("mover", f"what colour is the object that moves {way}?", colour)
+                add("mover", f"what shape is the object that moves {way}?", shape, (index,))
+                add("mover", f"what colour is the object that moves {way}?", colour, (index,))
         else:
             place = _place_of(thing.x, thing.y, 0)
-            add("place", f"where is the {colour} {shape}?", PLACES[place])
+            add("place", f"where is the {colour} {shape}?", PLACES[place], (index,))
             if not any(_near(x, y, place) for o in others for x, y in o.centres()):
-                add("colour at", f"what colour is the object at the {PLACES[place]}?", colour)
-                add("shape at", f"what shape is the object at the {PLACES[place]}?", shape)
+                add("colour at", f"what colour is the object at the {PLACES[place]}?", colour, (index,))
+                add("shape at", f"what shape is the object at the {PLACES[place]}?", shape, (index,))
     for shape_index, plural in enumerate(PLURALS):
-        number = sum(t.shape == shape_index for t in things)
-        if number < len(NUMBERS):
-            add("count", f"how many {plural} are there?", NUMBERS[number])
+        counted = tuple(i for i, t in enumerate(things) if t.shape == shape_index)
+        if len(counted) < len(NUMBERS):
+            add("count", f"how many {plural} are there?", NUMBERS[len(counted)], counted)
     for colour_index, name in enumerate(COLOURS):
-        number = sum(t.colour == colour_index for t in things)
-        if number < len(NUMBERS):
-            add("count", f"how many {name} objects are there?", NUMBERS[number])
+        counted = tuple(i for i, t in enumerate(things) if t.colour == colour_index)
+        if len(counted) < len(NUMBERS):
+            add("count", f"how many {name} objects are there?", NUMBERS[len(counted)], counted)
     for way_index, way in enumerate(DIRECTIONS):
-        number = sum(t.direction == way_index for t in things)
-        if number < len(NUMBERS):
-            add("count moving", f"how many objects move {way}?", NUMBERS[number])
+        counted = tuple(i for i, t in enumerate(things) if t.direction == way_index)
+        if len(counted) < len(NUMBERS):
+            add("count moving", f"how many objects move {way}?", NUMBERS[len(counted)], counted)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,14 @@ def choose_backend(name: str, threads: int | None = None) -> Backend:
     return OrtCpuBackend(threads)
 
 
+@cache
+def _register_shared_arena() -> None:
+    """Give ONNX Runtime one CPU arena for this process, which grows by what is asked for instead of by doubling."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    same_as_requested, default = 1, -1
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg(0, same_as_requested, default, default))
+
+
 class OrtCpuBackend:
     """ONNX Runtime on the CPU."""
 
@@ -57,6 +66,11 @@ class OrtCpuBackend:
         self._options.intra_op_num_threads = threads or 0
         # Shapes change with every video and question, so planning memory for one of them gains nothing.
         self._options.enable_mem_pattern = False
+        # One arena for all graphs, since they run one after the other.
+        _register_shared_arena()
+        self._options.add_session_config_entry("session.use_env_allocators", "1")
+        # Threads that spin between operators slow decoding down: measured 0.19 against 0.12 s a token on two cores.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Warnings of ONNX Runtime are about its own graph rewriting; errors come as exceptions.
         self._options.log_severity_level = 3
 

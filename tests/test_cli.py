@@ -93,7 +93,15 @@ def test_an_unknown_model_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
-    arguments = ("export", "--model", "llava-ov", "--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "o"))
+    arguments = (
+        "export",
+        "--model",
+        "llava-ov",
+        "--checkpoint",
+        str(tmp_path / "none"),
+        "--output",
+        str(tmp_path / "o"),
+    )
     assert "there is no checkpoint folder" in refused(prunevid(*arguments))
     assert list(tmp_path.iterdir()) == []
 

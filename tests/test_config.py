@@ -95,9 +95,7 @@ def test_one_active_stage_is_not_disabled(change: dict[str, float]) -> None:
     assert not PruneConfig.from_dict(settings_).is_disabled
 
 
-@pytest.mark.parametrize(
-    ("layers", "layer"), [(32, 10), (28, 8), (24, 7), (8, 2), (6, 1), (80, 25), (3, 0), (1, 0)]
-)
+@pytest.mark.parametrize(("layers", "layer"), [(32, 10), (28, 8), (24, 7), (8, 2), (6, 1), (80, 25), (3, 0), (1, 0)])
 def test_prune_layer_scales_with_depth(layers: int, layer: int) -> None:
     assert PruneConfig.for_depth(layers).prune_layer == layer
     assert PruneConfig(keep_ratio=0.3).scaled_to(layers) == PruneConfig(keep_ratio=0.3, prune_layer=layer)

@@ -109,9 +109,7 @@ def test_merging_counts_only_clustered_groups() -> None:
 
 def test_stages_add_up() -> None:
     counts = TokenCounts(visual=6272, merged=2665, kept=1066, text_before=14, text_after=20)
-    cost = prefill_cost(
-        QWEN2_7B, counts, PruneConfig.for_depth(28), vision=SIGLIP, frames=32, group_sizes=[196] * 32
-    )
+    cost = prefill_cost(QWEN2_7B, counts, PruneConfig.for_depth(28), vision=SIGLIP, frames=32, group_sizes=[196] * 32)
     assert cost.llm_pre == 9 * decoder_layer_flops(QWEN2_7B, 2665 + 34)
     assert cost.llm_post == 19 * decoder_layer_flops(QWEN2_7B, 1066 + 34)
     assert cost.select == 2 * 3584 * 20 * 2665

@@ -65,9 +65,9 @@ def test_is_as_close_as_rounding_to_the_video_processor(height: int, width: int)
     from transformers import LlavaOnevisionVideoProcessor
 
     frames = _frames(3, height, width)
-    theirs = LlavaOnevisionVideoProcessor()(
-        [torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt"
-    )["pixel_values_videos"][0].numpy()
+    theirs = LlavaOnevisionVideoProcessor()([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")[
+        "pixel_values_videos"
+    ][0].numpy()
     _assert_equal_but_for_rounding(preprocess(frames, Preprocessing(384, *OPENAI)), theirs)
 
 
@@ -76,9 +76,7 @@ def test_is_as_close_as_rounding_to_torch_resizing(height: int, width: int) -> N
     # What the video processor calls in the end; this runs without torchvision too.
     frames = _frames(2, height, width)
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(
-        tensor, (384, 384), mode="bicubic", align_corners=False, antialias=True
-    )
+    resized = torch.nn.functional.interpolate(tensor, (384, 384), mode="bicubic", align_corners=False, antialias=True)
     mean, std = (torch.tensor(values)[:, None, None] for values in OPENAI)
     _assert_equal_but_for_rounding(
         preprocess(frames, Preprocessing(384, *OPENAI)), ((resized.float() / 255 - mean) / std).numpy()
@@ -126,9 +124,7 @@ def test_little_more_memory_than_the_result() -> None:
     size=st.integers(1, 48),
     seed=st.integers(0, 99),
 )
-def test_every_frame_is_processed_by_itself(
-    count: int, height: int, width: int, size: int, seed: int
-) -> None:
+def test_every_frame_is_processed_by_itself(count: int, height: int, width: int, size: int, seed: int) -> None:
     frames = _frames(count, height, width, seed)
     parameters = Preprocessing(size, *HALF)
     pixels = preprocess(frames, parameters)

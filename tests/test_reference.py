@@ -144,9 +144,7 @@ def test_half_precision_is_computed_as_its_exact_values(video: Array, config: Pr
 @given(seeds, st.integers(2, 10))
 def test_order_of_channels_does_not_matter(seed: int, channels: int) -> None:
     rng = np.random.default_rng(seed)
-    video = np.repeat(rng.normal(size=(2, 20, channels)), 6, axis=0) + 0.3 * rng.normal(
-        size=(12, 20, channels)
-    )
+    video = np.repeat(rng.normal(size=(2, 20, channels)), 6, axis=0) + 0.3 * rng.normal(size=(12, 20, channels))
     order = rng.permutation(channels)
     merged, permuted = merge_tokens(video, PruneConfig()), merge_tokens(video[..., order], PruneConfig())
     assert np.array_equal(merged.patch_to_token, permuted.patch_to_token)
@@ -287,9 +285,7 @@ def test_brightness_does_not_make_a_position_dynamic(video: Array, seed: int) ->
     # Powers of two scale without rounding, so that not even a tie can change sides.
     scale = 2.0 ** np.random.default_rng(seed).integers(-3, 4, size=(*video.shape[:2], 1))
     segments = np.zeros(len(video), dtype=np.int64)
-    assert np.array_equal(
-        static_positions(video, segments, 0.8), static_positions(video * scale, segments, 0.8)
-    )
+    assert np.array_equal(static_positions(video, segments, 0.8), static_positions(video * scale, segments, 0.8))
 
 
 @pytest.mark.parametrize("segments", [[0, 0], [0, 2, 2], [1, 1, 1], [0, 1, 0], [-1, 0, 0]])
@@ -314,9 +310,7 @@ def brute_force_dpc_knn(squared: list[list[float]], clusters: int, neighbours: i
     for token in tokens:
         nearest_denser = math.inf
         for other in tokens:
-            is_denser = density[other] > density[token] or (
-                density[other] == density[token] and other < token
-            )
+            is_denser = density[other] > density[token] or (density[other] == density[token] and other < token)
             if is_denser:
                 nearest_denser = min(nearest_denser, math.sqrt(squared[token][other]))
         if nearest_denser == math.inf:
@@ -400,9 +394,7 @@ def test_distances_are_symmetric_and_do_not_depend_on_the_origin(seed: int, coun
         (np.zeros((0, 0)), 1, 7, "empty"),
     ],
 )
-def test_bad_distances_are_refused(
-    squared: npt.ArrayLike, clusters: int, neighbours: int, complaint: str
-) -> None:
+def test_bad_distances_are_refused(squared: npt.ArrayLike, clusters: int, neighbours: int, complaint: str) -> None:
     with pytest.raises(PruneVidError, match=complaint):
         dpc_knn(squared, clusters, neighbours)
 

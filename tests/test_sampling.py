@@ -42,9 +42,7 @@ def _warped(logits: np.ndarray, temperature: float, top_k: int, top_p: float) ->
     top_k=st.sampled_from([0, 1, 2, 5, 50, 1000]),
     top_p=st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.99, 1.0]),
 )
-def test_distribution_equals_transformers(
-    size: int, seed: int, temperature: float, top_k: int, top_p: float
-) -> None:
+def test_distribution_equals_transformers(size: int, seed: int, temperature: float, top_k: int, top_p: float) -> None:
     logits = _logits(size, seed)
     expected = _warped(logits, temperature, top_k, top_p)
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)

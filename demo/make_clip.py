@@ -20,7 +20,7 @@ from model import video_features
 from transformers import LlavaOnevisionForConditionalGeneration
 
 HERE = Path(__file__).resolve().parent
-SCALE = 3  # rendered larger than the model sees it: the clip is for people too
+SCALE = 2  # rendered larger than the model sees it: the clip is for people too
 KINDS = ("direction", "place", "shape", "colour", "mover", "count", "colour at", "shape at")
 
 
@@ -31,7 +31,7 @@ def write_clip(frames: np.ndarray, path: Path, rate: int = 4) -> None:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, rate)
-        stream.options = {"crf": "20", "preset": "slow"}
+        stream.options = {"crf": "23", "preset": "slow"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

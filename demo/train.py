@@ -69,7 +69,7 @@ def main() -> None:
         log(f"validation after {step} steps\n" + evaluate.table(few))
         save_checkpoint(model, options.output)
 
-    train_language(model, data, STAGES, log, check=check)
+    train_language(model, data, STAGES, log, rate=2e-3, text_length=112, check=check)
     log("validation\n" + evaluate.table(evaluate.compare(model, samples, features)))
     save_checkpoint(model, options.output)
 

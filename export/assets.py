@@ -74,7 +74,7 @@ def prompt_of_bytes(folder: Path, config: Any) -> PromptSpec:
 
 
 def preprocessing_from_checkpoint(checkpoint: Path, size: int) -> PreprocessingSpec:
-    """Preprocessing as the checkpoint's processor files have it, at the tower's ``size``; SigLIP's where they lack it."""
+    """Preprocessing as the checkpoint's processor files have it, at the tower's ``size``; by default SigLIP's."""
     data: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
         if (checkpoint / name).is_file():

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision-0.5B at its real shape, with random weights: export in bounded memory, same logits as transformers."""
+"""LLaVA-OneVision-0.5B's real shape, random weights: export in bounded memory, logits equal to transformers."""
 
 from __future__ import annotations
 

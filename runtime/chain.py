@@ -19,6 +19,9 @@ from prunevid.runtime.kv_cache import KvCache
 # Frames that the vision tower encodes at once: enough rows for full speed, few enough that the activations of a
 # long video never exist together.
 _FRAMES_AT_ONCE = 4
+# Rows that a decoder segment takes at once. ONNX Runtime's attention computes every score of its rows against all
+# rows so far and masks the later ones: in blocks, what lies behind a block is never computed, nor held in memory.
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -126,37 +129,50 @@ class Chain:
         Returns hidden [1, S, C] and the question's scores, float32 of every row so far; these are empty where no
         ``question_start`` names the row at which the question begins.
         """
-        rows = len(embeds)
-        feeds = {
-            "inputs_embeds": np.ascontiguousarray(embeds)[None],
-            "position_ids": positions(position, rows),
-            "past_length": np.array([cache.length], np.int64),
-            "question_start": np.array([question_start or 0], np.int64),
-            **cache.past(),
-        }
-        outputs: dict[str, np.ndarray | None] = {"hidden": None, **cache.present(rows)}
-        if question_start is not None:
-            outputs["question_scores"] = None
-        computed = self._llm_pre.run(feeds, outputs)
-        cache.advance(rows)
-        return computed["hidden"], computed.get("question_scores", np.empty(0, np.float32))
+        hidden = np.empty((1, len(embeds), embeds.shape[1]), self.dtype)
+        first_asking = len(embeds) if question_start is None else question_start
+        scores = np.zeros(0 if question_start is None else cache.length + len(embeds), np.float32)
+        for start in range(0, len(embeds), _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, len(embeds))
+            asks = first_asking < stop
+            feeds = {
+                "inputs_embeds": np.ascontiguousarray(embeds[start:stop])[None],
+                "position_ids": positions(position + start, stop - start),
+                "past_length": np.array([cache.length], np.int64),
+                "question_start": np.array([max(0, first_asking - start) if asks else 0], np.int64),
+                **cache.past(),
+            }
+            outputs: dict[str, np.ndarray | None] = {
+                "hidden": hidden[:, start:stop],
+                **cache.present(stop - start),
+            }
+            if asks:
+                outputs["question_scores"] = None
+            computed = self._llm_pre.run(feeds, outputs)
+            cache.advance(stop - start)
+            if asks:
+                np.maximum(scores[: cache.length], computed["question_scores"], out=scores[: cache.length])
+        return hidden, scores
 
     def run_post(self, hidden: np.ndarray, cache: KvCache, position_ids: np.ndarray) -> np.ndarray:
         """The layers behind M over hidden [1, S, C] at ``position_ids`` int64 [1, S], behind what the cache holds.
 
         Returns the last row's logits, float32 [vocab].
         """
-        rows = hidden.shape[1]
-        feeds = {
-            "hidden": hidden,
-            "position_ids": position_ids,
-            "past_length": np.array([cache.length], np.int64),
-            **cache.past(),
-        }
-        computed = self._llm_post.run(feeds, {"logits": None, **cache.present(rows)})
-        cache.advance(rows)
-        logits: np.ndarray = computed["logits"][0]
-        return logits
+        logits = np.empty((1, self._shape.vocab_size), np.float32)
+        for start in range(0, hidden.shape[1], _ROWS_AT_ONCE):
+            block = hidden[:, start : start + _ROWS_AT_ONCE]
+            rows = block.shape[1]
+            feeds = {
+                "hidden": block,
+                "position_ids": position_ids[:, start : start + rows],
+                "past_length": np.array([cache.length], np.int64),
+                **cache.past(),
+            }
+            self._llm_post.run(feeds, {"logits": logits, **cache.present(rows)})
+            cache.advance(rows)
+        row: np.ndarray = logits[0]
+        return row
 
     def run_select(
         self,

@@ -167,3 +167,18 @@ def test_a_graph_that_is_no_onnx_is_one_sentence(tiny_bundle: Callable[[str, str
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(PruneVidError, match=r"cannot load .*select\.onnx"):
         load(bundle)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_taking_rows_in_blocks_changes_nothing(
+    tiny_bundle: Callable[[str, str], Path], dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load(tiny_bundle("qwen2", dialect))
+    question = "Which of the two shapes moves to the left, and what colour does it have?"
+    options = {"temperature": 1.0, "seed": 2, "max_new_tokens": 8}
+    whole = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
+    # Fewer rows than the question has, so that its scores come from several blocks, too.
+    monkeypatch.setattr("prunevid.runtime.chain._ROWS_AT_ONCE", 29)
+    blocks = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
+    assert [answer.token_ids for answer in blocks] == [answer.token_ids for answer in whole]
+    assert [answer.token_counts for answer in blocks] == [answer.token_counts for answer in whole]

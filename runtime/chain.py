@@ -54,7 +54,6 @@ class Chain:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.manifest = bundle.manifest
-        self.backend = backend.name
         self._shape = self.manifest.model.decoder
         graphs = {name: backend.load(bundle.file(spec.file)) for name, spec in self.manifest.graphs.items()}
         self._vision_merge, self._llm_pre = graphs["vision_merge"], graphs["llm_pre"]
@@ -83,7 +82,7 @@ class Chain:
         """Features [T, N, C] of pixel values float32 [T, 3, size, size]: tower, projector and pooling.
 
         The graph merges each batch of frames on the way, which is dropped: a merge over few frames costs next to
-        nothing beside their encoding (docs/architecture.md has the figure).
+        nothing beside their encoding (docs/benchmarks.md has the figure).
         """
         spec = self.manifest.model
         features = np.empty((len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size), self.dtype)
@@ -122,35 +121,33 @@ class Chain:
         )
 
     def run_pre(
-        self, embeds: np.ndarray, cache: KvCache, position: int, *, question_start: int | None = None
+        self, embeds: np.ndarray, cache: KvCache, position: int, *, scored: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Layers 0 to M over ``embeds`` [S, C] at positions from ``position`` on, behind what the cache holds.
 
-        Returns hidden [1, S, C] and the question's scores, float32 of every row so far; these are empty where no
-        ``question_start`` names the row at which the question begins.
+        Returns hidden [1, S, C] and, if these rows are the question (``scored``), its scores, float32 of every row so
+        far; else no scores.
         """
         hidden = np.empty((1, len(embeds), embeds.shape[1]), self.dtype)
-        first_asking = len(embeds) if question_start is None else question_start
-        scores = np.zeros(0 if question_start is None else cache.length + len(embeds), np.float32)
+        scores = np.zeros(cache.length + len(embeds) if scored else 0, np.float32)
         for start in range(0, len(embeds), _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, len(embeds))
-            asks = first_asking < stop
             feeds = {
                 "inputs_embeds": np.ascontiguousarray(embeds[start:stop])[None],
                 "position_ids": positions(position + start, stop - start),
                 "past_length": np.array([cache.length], np.int64),
-                "question_start": np.array([max(0, first_asking - start) if asks else 0], np.int64),
+                "question_start": np.zeros(1, np.int64),
                 **cache.past(),
             }
             outputs: dict[str, np.ndarray | None] = {
                 "hidden": hidden[:, start:stop],
                 **cache.present(stop - start),
             }
-            if asks:
+            if scored:
                 outputs["question_scores"] = None
             computed = self._llm_pre.run(feeds, outputs)
             cache.advance(stop - start)
-            if asks:
+            if scored:
                 np.maximum(scores[: cache.length], computed["question_scores"], out=scores[: cache.length])
         return hidden, scores
 

@@ -103,7 +103,7 @@ class VideoSession:
         if self.prune is None:
             return self._prefill_unpruned(embeds, room, timings)
         with timings.stage("question"):
-            hidden, scores = self._chain.run_pre(embeds, self._pre_cache, start, question_start=0)
+            hidden, scores = self._chain.run_pre(embeds, self._pre_cache, start, scored=True)
         with timings.stage("select"):
             selection = self._chain.run_select(
                 self.choose_scores(scores),

@@ -124,7 +124,7 @@ class Transformers:
         torch.set_num_threads(threads)
         self.torch, self.frames = torch, frames
         opened = open_bundle(bundle, verify=False)
-        self.spec = opened.manifest.preprocessing
+        self.preprocessing = opened.manifest.preprocessing
         text = opened.manifest.prompt
         template = opened.file(text.chat_template).read_text()
         self.ids = ChatPrompt(opened.file(text.tokenizer), template, text.video_token, text.eos_ids).encode(QUESTION)
@@ -149,12 +149,10 @@ class Transformers:
         self.model = model.eval()
 
     def vision(self) -> dict[str, Any]:
-        from prunevid.runtime.preprocess import Preprocessing, preprocess
+        from prunevid.runtime.preprocess import preprocess
 
-        spec, torch = self.spec, self.torch
-        pixels = preprocess(
-            video(self.frames), Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample)
-        )
+        torch = self.torch
+        pixels = preprocess(video(self.frames), self.preprocessing)
         begin = perf_counter()
         with torch.inference_mode():
             features = self.model.model.get_video_features(

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from prunevid.bundle import PreprocessingSpec, PromptSpec
+from prunevid.bundle import PromptSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.catalog import read_json
+from prunevid.preprocessing import Preprocessing
 
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -73,7 +74,7 @@ def prompt_of_bytes(folder: Path, config: Any) -> PromptSpec:
     )
 
 
-def preprocessing_from_checkpoint(checkpoint: Path, size: int) -> PreprocessingSpec:
+def preprocessing_from_checkpoint(checkpoint: Path, size: int) -> Preprocessing:
     """Preprocessing as the checkpoint's processor files have it, at the tower's ``size``; by default SigLIP's."""
     data: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
@@ -84,7 +85,7 @@ def preprocessing_from_checkpoint(checkpoint: Path, size: int) -> PreprocessingS
     resample = _RESAMPLING.get(data.get("resample", 3))
     if resample is None:
         raise PruneVidError(f"the checkpoint {checkpoint} resizes with PIL filter {data['resample']}: not supported")
-    return PreprocessingSpec(
+    return Preprocessing(
         size=size,
         mean=_triple(data.get("image_mean"), default.mean),
         std=_triple(data.get("image_std"), default.std),
@@ -93,9 +94,9 @@ def preprocessing_from_checkpoint(checkpoint: Path, size: int) -> PreprocessingS
     )
 
 
-def default_preprocessing(size: int) -> PreprocessingSpec:
+def default_preprocessing(size: int) -> Preprocessing:
     """SigLIP's preprocessing: bicubic to a square, then to the range -1 to 1."""
-    return PreprocessingSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255, "bicubic")
+    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255, "bicubic")
 
 
 def _triple(values: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:

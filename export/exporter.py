@@ -18,7 +18,6 @@ from prunevid.bundle import (
     EmbeddingSpec,
     Manifest,
     ModelSpec,
-    PreprocessingSpec,
     PromptSpec,
     new_bundle,
     open_bundle,
@@ -35,6 +34,7 @@ from prunevid.export.dialects import dialect_named
 from prunevid.export.select import build_select
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.export.vision import build_vision_merge
+from prunevid.preprocessing import Preprocessing
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 _EMBEDDINGS = "embeddings.bin"
@@ -191,7 +191,7 @@ def _newline(weights: Weights, columns: int) -> StreamedTensor:
     )
 
 
-def _assets(source: _Source, folder: Path) -> tuple[PromptSpec, PreprocessingSpec]:
+def _assets(source: _Source, folder: Path) -> tuple[PromptSpec, Preprocessing]:
     size = source.config.vision_config.image_size
     if source.checkpoint is None:
         return assets.prompt_of_bytes(folder, source.config), assets.default_preprocessing(size)

@@ -25,6 +25,7 @@ from typing import Any
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.errors import PruneVidError
+from prunevid.preprocessing import Preprocessing
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -74,17 +75,6 @@ class PromptSpec:
 
 
 @dataclass(frozen=True)
-class PreprocessingSpec:
-    """How a frame becomes pixel values: square size in pixels, then (value * rescale - mean) / std."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rescale: float
-    resample: str
-
-
-@dataclass(frozen=True)
 class ModelSpec:
     """What was exported: the model's name and family, and its shapes. random_weights bundles are for latency only."""
 
@@ -118,7 +108,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     embeddings: EmbeddingSpec
     prompt: PromptSpec
-    preprocessing: PreprocessingSpec
+    preprocessing: Preprocessing
     files: dict[str, FileRecord]
 
 

@@ -13,7 +13,7 @@ from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
 from prunevid.runtime.backend import choose_backend
 from prunevid.runtime.chain import Chain
-from prunevid.runtime.preprocess import Preprocessing, preprocess
+from prunevid.runtime.preprocess import preprocess
 from prunevid.runtime.prompt import ChatPrompt
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
@@ -46,8 +46,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, chain: Chain) -> None:
         self.bundle = bundle
         self.chain = chain
-        spec = bundle.manifest.preprocessing
-        self.preprocessing = Preprocessing(spec.size, spec.mean, spec.std, spec.rescale, spec.resample)
+        self.preprocessing = bundle.manifest.preprocessing
         text = bundle.manifest.prompt
         template = bundle.file(text.chat_template).read_text(encoding="utf-8")
         self.prompt = ChatPrompt(bundle.file(text.tokenizer), template, text.video_token, text.eos_ids)

@@ -47,7 +47,7 @@ class RandomChoice(VideoSession):
 
 
 class Video:
-    """A test video: frames, features, questions, and how many tokens the method keeps for it."""
+    """A test video: its questions, pixels, features and merged tokens, and how many tokens the method keeps of it."""
 
     def __init__(self, pipeline: Pipeline, index: int) -> None:
         sample = world.make_video("test", index)
@@ -55,6 +55,7 @@ class Video:
         self.questions = sample.questions
         self.pixels = preprocess(sample.frames, pipeline.preprocessing)
         self.features = pipeline.chain.encode(self.pixels)
+        self.merged = pipeline.chain.merge(self.features, pipeline.bundle.manifest.prune)
         self.kept = 0
 
 
@@ -70,16 +71,15 @@ def variants(pipeline: Pipeline) -> dict[str, Variant]:
         return ask(VideoSession(chain, prompt, chain.unmerged(video.features), None), video)
 
     def pruned(video: Video) -> tuple[list[str], list[int]]:
-        texts, kept = ask(VideoSession(chain, prompt, chain.merge(video.features, prune), prune), video)
+        texts, kept = ask(VideoSession(chain, prompt, video.merged, prune), video)
         video.kept = kept[0]
         return texts, kept
 
     def merged_only(video: Video) -> tuple[list[str], list[int]]:
-        everything = replace(prune, keep_ratio=1.0)
-        return ask(VideoSession(chain, prompt, chain.merge(video.features, everything), everything), video)
+        return ask(VideoSession(chain, prompt, video.merged, replace(prune, keep_ratio=1.0)), video)
 
     def random_merged(video: Video) -> tuple[list[str], list[int]]:
-        session = RandomChoice(chain, prompt, chain.merge(video.features, prune), prune)
+        session = RandomChoice(chain, prompt, video.merged, prune)
         session.rng = np.random.default_rng([11, video.index])
         return ask(session, video)
 
@@ -170,7 +170,7 @@ def measure(videos: int, bundle: str) -> dict[str, Any]:
             right[name].append(np.array([a == q.answer for a, q in zip(answers, video.questions, strict=True)]))
             texts[name] += answers
             shares[name] += [k / visual for k in kept]
-        merged.append(len(pipeline.chain.merge(video.features, pipeline.bundle.manifest.prune).tokens) / visual)
+        merged.append(len(video.merged.tokens) / visual)
         kinds += [q.kind for q in video.questions]
         if (index + 1) % 20 == 0:
             print(f"{index + 1} videos", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
-from prunevid.runtime.chain import Chain, VideoTokens, positions
+from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
 from prunevid.runtime.kv_cache import KvCache
 from prunevid.runtime.prompt import ChatPrompt
 from prunevid.runtime.sampling import SamplingConfig
@@ -94,34 +94,60 @@ class VideoSession:
         """The scores by which visual tokens are kept, float32 of every row: the question's attention at layer M."""
         return scores
 
+    def attend(self, question: str) -> tuple[np.ndarray, np.ndarray]:
+        """How strongly a question attends to every visual token, and which tokens it keeps, without an answer.
+
+        Returns scores float32 [V], each the largest attention probability at layer M over heads and question rows,
+        and kept int64 [R], ascending; all of them where nothing is pruned. Ends an answer that is still being read.
+        Raises PruneVidError as :meth:`ask` does.
+        """
+        ids = self._prompt.encode(question).suffix
+        self._check_length(self.prefix_rows + len(ids), "video and question take")
+        self._questions += 1
+        settings = self.prune or PruneConfig.disabled()
+        scores, selection = self._run_question(self._chain.embed(ids), settings, 0, Timings())
+        return scores[self._text_before :][: len(self.video.tokens)], selection.kept
+
     def _prefill(self, ids: np.ndarray, room: int, timings: Timings) -> Prefilled:
         """Run a question's rows and everything behind them, leaving ``room`` rows for the answer."""
         start, rows = self.prefix_rows, len(ids)
-        self._pre_cache.rewind(start)
-        self._pre_cache.reserve(start + rows + room)
         embeds = self._chain.embed(ids)
         if self.prune is None:
             return self._prefill_unpruned(embeds, room, timings)
-        with timings.stage("question"):
-            hidden, scores = self._chain.run_pre(embeds, self._pre_cache, start, scored=True)
-        with timings.stage("select"):
-            selection = self._chain.run_select(
-                self.choose_scores(scores),
-                self.video,
-                self._text_before,
-                np.concatenate([self._prefix_hidden, hidden], axis=1),
-                self._pre_cache,
-                self.prune,
-                room,
-            )
+        _, selection = self._run_question(embeds, self.prune, room, timings)
         post_cache = self._chain.new_cache(self._chain.post_layers, selection.hidden.shape[1] + room)
         with timings.stage("llm_post"):
             logits = self._chain.run_post(selection.hidden, post_cache, selection.position_ids)
         counts = self._token_counts(len(selection.kept), rows)
         return Prefilled(logits, start + rows, selection.cache, post_cache, counts, pruned=True)
 
+    def _run_question(
+        self, embeds: np.ndarray, prune: PruneConfig, room: int, timings: Timings
+    ) -> tuple[np.ndarray, Selection]:
+        """Layers 0 to M over a question's rows [S, C], then select: the scores it chose by, of every row, and what it
+        kept."""
+        start = self.prefix_rows
+        self._pre_cache.rewind(start)
+        self._pre_cache.reserve(start + len(embeds) + room)
+        with timings.stage("question"):
+            hidden, scores = self._chain.run_pre(embeds, self._pre_cache, start, scored=True)
+        with timings.stage("select"):
+            scores = self.choose_scores(scores)
+            selection = self._chain.run_select(
+                scores,
+                self.video,
+                self._text_before,
+                np.concatenate([self._prefix_hidden, hidden], axis=1),
+                self._pre_cache,
+                prune,
+                room,
+            )
+        return scores, selection
+
     def _prefill_unpruned(self, embeds: np.ndarray, room: int, timings: Timings) -> Prefilled:
         start, rows = self.prefix_rows, len(embeds)
+        self._pre_cache.rewind(start)
+        self._pre_cache.reserve(start + rows + room)
         with timings.stage("question"):
             hidden, _ = self._chain.run_pre(embeds, self._pre_cache, start)
         first = 0 if self._post_cache is None else start

@@ -75,7 +75,7 @@ def save_data(data: Data, folder: Path) -> None:
 
 def read_data(folder: Path) -> Data:
     """Reads what `save_data` wrote."""
-    names = ("features", "motion", "shown", "questions", "answer_at", "counts")
+    names = ("features", "motion", "owner", "about", "questions", "answer_at", "counts")
     features, *rest = (np.load(folder / f"{name}.npy") for name in names)
     return Data(torch.from_numpy(features), *rest)
 

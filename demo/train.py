@@ -20,9 +20,11 @@ TOKEN_SIZE = 0.3  # root mean square of a visual token: see `condition_projector
 WHOLE = world.FRAMES * world.GRID**2
 STAGES: list[Stage] = [
     # Every other frame with most of its backdrop left out: short sequences to learn what the questions mean.
-    {"steps": 1200, "batch": 8, "tokens": (96,), "stride": 2, "crowded": True},
+    {"steps": 1600, "batch": 16, "tokens": (96,), "stride": 2, "crowded": True},
     # All frames, a random 22 or 37 % of the tokens.
-    {"steps": 500, "batch": 8, "tokens": (224, 384), "stride": 1, "crowded": False},
+    {"steps": 1000, "batch": 16, "tokens": (224, 384), "stride": 1, "crowded": False},
+    # And whole videos.
+    {"steps": 500, "batch": 16, "tokens": (384, WHOLE), "stride": 1, "crowded": False},
 ]
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the tower and its tokens here, and go on from them")
     parser.add_argument("--tower-videos", type=int, default=1500)
     parser.add_argument("--tower-steps", type=int, default=980)
-    parser.add_argument("--videos", type=int, default=3000)
+    parser.add_argument("--videos", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -69,7 +71,7 @@ def main() -> None:
         log(f"validation after {step} steps\n" + evaluate.table(few))
         save_checkpoint(model, options.output)
 
-    train_language(model, data, STAGES, log, rate=2e-3, text_length=112, check=check)
+    train_language(model, data, STAGES, log, text_length=112, check=check)
     log("validation\n" + evaluate.table(evaluate.compare(model, samples, features)))
     save_checkpoint(model, options.output)
 

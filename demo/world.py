@@ -47,7 +47,7 @@ PLACES = (
     "left", "middle", "right",
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
-NUMBERS = ("zero", "one", "two", "three")
+NUMBERS = ("zero", "one", "two")
 KINDS = ("colour", "shape", "direction", "place", "colour at", "shape at", "mover", "count", "count moving")
 
 SPLITS = {"train": 1, "validation": 2, "test": 3, "clip": 4}
@@ -129,10 +129,10 @@ def generator(split: str, index: int, stream: int = 0) -> np.random.Generator:
 
 
 def _attributes(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
-    """`count` different (shape, colour) pairs; one shape and one colour come up to three times."""
+    """`count` different (shape, colour) pairs; one shape and one colour may come twice."""
     popular_shape, popular_colour = int(rng.integers(len(SHAPES))), int(rng.integers(len(COLOURS)))
-    shapes = [popular_shape] * int(rng.integers(1, 4)) + [s for s in rng.permutation(len(SHAPES)) if s != popular_shape]
-    colours = [popular_colour] * int(rng.integers(1, 4)) + [
+    shapes = [popular_shape] * int(rng.integers(1, 3)) + [s for s in rng.permutation(len(SHAPES)) if s != popular_shape]
+    colours = [popular_colour] * int(rng.integers(1, 3)) + [
         c for c in rng.permutation(len(COLOURS)) if c != popular_colour
     ]
     chosen_shapes, chosen_colours = rng.permutation(shapes[:count]), rng.permutation(colours[:count])
@@ -195,7 +195,7 @@ def _backdrop(rng: np.random.Generator, start: int, stop: int) -> Backdrop:
     # Mostly light and dark, a little hue: colour stays the objects' business.
     grey = rng.uniform(-1, 1, (knots, knots, 1)) * rng.uniform(25, 40)
     hue = rng.uniform(-1, 1, (knots, knots, 3)) * 12
-    angle, speed = rng.uniform(0, 2 * np.pi), (0.0 if rng.random() < 0.05 else rng.uniform(2.5, 7.0))
+    angle, speed = rng.uniform(0, 2 * np.pi), (0.0 if rng.random() < 0.03 else rng.uniform(5, 12))
     return Backdrop(
         np.clip(tint + grey + hue, 0, 160).astype(np.float32),
         (float(rng.uniform(0, 192)), float(rng.uniform(0, 192))),
@@ -206,12 +206,12 @@ def _backdrop(rng: np.random.Generator, start: int, stop: int) -> Backdrop:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene: one or two shots, six to nine things."""
+    """Draws a scene: one or two shots, five to eight things."""
     cut = int(rng.integers(6, 11)) if rng.random() < 0.35 else FRAMES
     shots = [(0, cut)] + ([(cut, FRAMES)] if cut < FRAMES else [])
     bias = int(rng.integers(4))
     things: list[Thing] = []
-    for shape, colour in _attributes(rng, int(rng.integers(6, 10))):
+    for shape, colour in _attributes(rng, int(rng.integers(5, 9))):
         for _ in range(40):
             first, last = shots[int(rng.integers(len(shots)))]
             thing = _thing(rng, shape, colour, first, last, bias)
@@ -219,7 +219,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
                 things.append(thing)
                 break
     backdrops = [_backdrop(rng, first, last) for first, last in shots]
-    return Scene(things, backdrops, float(rng.uniform(1, 8)), int(rng.integers(2**31)))
+    return Scene(things, backdrops, float(rng.uniform(2, 9)), int(rng.integers(2**31)))
 
 
 # --- what it looks like -------------------------------------------------------------------------------
@@ -266,11 +266,11 @@ def render(scene: Scene, scale: int = 1) -> tuple[np.ndarray, np.ndarray]:
     size, period = SIZE * scale, 192 * scale
     frames = np.empty((FRAMES, size, size, 3), np.float32)
     for backdrop in scene.backdrops:
-        texture = np.tile(_texture(backdrop.grid, period), (2, 2, 1))
+        texture = _texture(backdrop.grid, period)
         for t in range(backdrop.start, backdrop.stop):
             left, top = (int((backdrop.origin[i] + backdrop.drift[i] * t) * scale) for i in (0, 1))
-            row, column = top % period, left % period
-            frames[t] = texture[row : row + size, column : column + size]
+            rows, columns = (np.arange(start, start + size) % period for start in (top, left))
+            frames[t] = texture[rows[:, None], columns]
     area = np.zeros((len(scene.things), FRAMES, GRID, GRID), np.float32)
     for index, thing in enumerate(scene.things):
         reach = int((thing.radius + 3) * scale)
@@ -389,7 +389,7 @@ def make_crowd(split: str, index: int, per_frame: int = 12) -> Sample:
                 here.append(thing)
         things += here
     backdrops = [_backdrop(rng, t, t + 1) for t in range(FRAMES)]
-    scene = Scene(things, backdrops, float(rng.uniform(1, 8)), int(rng.integers(2**31)))
+    scene = Scene(things, backdrops, float(rng.uniform(2, 9)), int(rng.integers(2**31)))
     frames, owner = render(scene)
     return Sample(frames, [], scene, owner)
 

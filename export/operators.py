@@ -188,7 +188,8 @@ def group_topk(opset: int) -> ir.Function:
     """
 
     def body(op: Any, scores: ir.Value, group: ir.Value, quota: ir.Value) -> ir.Value:
-        tokens = op.Shape(scores)
+        # Of group rather than of scores, which may be a slice: so the count has a bound that can be told beforehand.
+        tokens = op.Shape(group)
         _, order = op.TopK(scores, tokens, axis=0, largest=1, sorted=1, _outputs=2)
         ranked_group = op.Gather(group, order)
         groups = op.Range(0, op.Squeeze(op.Shape(quota), [0]), 1)
@@ -198,7 +199,8 @@ def group_topk(opset: int) -> ir.Function:
         place = op.Cast(op.Squeeze(own, [1]), to=ir.DataType.INT64)
         keep = op.LessOrEqual(place, op.Gather(quota, ranked_group))
         mask = op.ScatterElements(op.Expand(0, tokens), order, op.Cast(keep, to=ir.DataType.INT64), axis=0)
-        return op.Squeeze(op.NonZero(mask), [0])
+        # TensorRT's NonZero takes no int64.
+        return op.Squeeze(op.NonZero(op.Cast(mask, to=ir.DataType.BOOL)), [0])
 
     return build_function(
         body,

@@ -24,6 +24,7 @@ from typing import Any
 
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
+from prunevid.engines import EngineSet
 from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
 
@@ -110,6 +111,7 @@ class Manifest:
     prompt: PromptSpec
     preprocessing: Preprocessing
     files: dict[str, FileRecord]
+    engines: EngineSet | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise PruneVidError(f"{folder / MANIFEST} is damaged (no layer is behind its prune_layer): export it again")
     named = [graph.file for graph in manifest.graphs.values()]
     named += [manifest.embeddings.file, manifest.prompt.tokenizer, manifest.prompt.chat_template]
+    named += [engine.file for engine in manifest.engines.graphs.values()] if manifest.engines else []
     for name in named:
         if name not in manifest.files:
             raise PruneVidError(f"{folder / MANIFEST} is damaged ({name!r} is not in its files): export it again")
@@ -221,9 +224,11 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json`` into ``folder``: the last step of an export."""
+    """Write ``manifest.json`` into ``folder``, whole or not at all: the last step of an export or a build."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / MANIFEST)
 
 
 @contextmanager
@@ -279,6 +284,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         if not isinstance(data, dict):
             raise ValueError(f"{where} is not an object")
         return {str(key): _decode(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
+    if origin is types.UnionType and type(None) in arguments and len(arguments) == 2:
+        return None if data is None else _decode(next(k for k in arguments if k is not type(None)), data, where)
     accepted = arguments if origin in (types.UnionType, typing.Union, typing.Literal) else (kind,)
     if origin is typing.Literal:
         if data not in accepted:

@@ -1,0 +1,206 @@
+"""Building the engines of a bundle: what is checked first, what is built, and how it gets into the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from prunevid import __version__
+from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
+from prunevid.engines import EngineDevice, EngineSet, EngineSpec
+from prunevid.errors import PruneVidError
+from prunevid.export.engine import plugins
+from prunevid.export.engine.profiles import TEXT, Limits, Profile, limits_of, profiles_of, recorded
+from prunevid.export.engine.rewriting import for_parser
+from prunevid.export.engine.targets import LOCAL, check_target
+from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
+
+if TYPE_CHECKING:
+    from prunevid.export.engine.toolkit import BuildSettings, Toolkit
+
+SUFFIX = ".engine"
+# Called with the graph, what is being done, the steps done and the steps that there are.
+Progress = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one engine will be built from. source: SHA-256 of all of it."""
+
+    graph: str
+    model: bytes
+    profiles: tuple[Profile, ...]
+    source: str
+
+
+def build(
+    bundle: str | os.PathLike[str],
+    *,
+    device: str = LOCAL,
+    fp16: bool = False,
+    frames: int | None = None,
+    text: int = TEXT,
+    settings: BuildSettings | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    toolkit: Toolkit | None = None,
+) -> Bundle:
+    """Build TensorRT engines of a bundle's graphs on this machine, and add them to the bundle.
+
+    device: ``local``, or the device that this machine must be (see ``targets``). fp16: insist on a bundle in half
+    precision. frames and text: the largest video, by default the bundle's frames, and the rows for text. Engines that
+    the bundle has already, built from the same on the same device, are kept unless ``force``. toolkit: the TensorRT to
+    build with, by default the one that is installed. Returns the bundle with its engines.
+
+    The bundle changes only when all engines are built. Raises PruneVidError for anything a caller can mend.
+    """
+    from prunevid.export.engine.toolkit import BuildSettings, Toolkit
+
+    opened = open_bundle(bundle)
+    _check_bundle(opened, fp16)
+    limits = limits_of(opened.manifest, frames, text)
+    plugins.check_limits(opened.manifest, limits)
+    toolkit = toolkit or Toolkit()
+    settings = settings or BuildSettings()
+    here, release = toolkit.device(), release_of(toolkit.version)
+    check_target(device, here, release)
+    plans = [_plan(opened, graph, limits, here, settings) for graph in opened.manifest.graphs]
+    if plugins.available(release):
+        plugins.register()
+    kept = {} if force else _still_good(opened.manifest, here, plans)
+    with _staging(opened.path) as folder:
+        specs: dict[str, EngineSpec] = {}
+        for plan in plans:
+            specs[plan.graph] = kept.get(plan.graph) or _build_one(
+                opened, plan, folder, settings, toolkit, progress or _silent
+            )
+        _install(opened, folder, EngineSet(here, specs))
+    return open_bundle(opened.path, verify=False)
+
+
+def _check_bundle(bundle: Bundle, fp16: bool) -> None:
+    manifest = bundle.manifest
+    if manifest.dialect != "portable":
+        raise PruneVidError(
+            f"{bundle.path} is written in the {manifest.dialect!r} dialect, whose operators TensorRT does not have: "
+            "export it with --dialect portable"
+        )
+    if fp16 and manifest.precision != "fp16":
+        raise PruneVidError(
+            f"{bundle.path} is in {manifest.precision}, and engines compute in the types of their graphs: "
+            "export it with --precision fp16"
+        )
+
+
+def _plan(bundle: Bundle, graph: str, limits: Limits, here: EngineDevice, settings: BuildSettings) -> _Plan:
+    """Rewrite a graph for TensorRT's parser; raises PruneVidError where that could not parse it."""
+    manifest = bundle.manifest
+    model = onnx.load(bundle.file(manifest.graphs[graph].file), load_external_data=False)
+    profiles = profiles_of(manifest, graph, limits)
+    refuse_unsupported(model, here.tensorrt, sizes=largest_sizes(profiles))
+    rewritten = for_parser(model, plugins_too=plugins.available(release_of(here.tensorrt)))
+    data = rewritten.SerializeToString(deterministic=True)
+    ingredients = {
+        "model": hashlib.sha256(data).hexdigest(),
+        "weights": {name: manifest.files[name].sha256 for name in sorted(_weight_files(model))},
+        "profiles": [asdict(profile) for profile in profiles],
+        "workspace": settings.workspace,
+        "prunevid": __version__,
+    }
+    source = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+    return _Plan(graph, data, profiles, source)
+
+
+def largest_sizes(profiles: tuple[Profile, ...]) -> dict[str, int]:
+    """The largest size of each symbolic dimension over all profiles of a graph."""
+    sizes: dict[str, int] = {}
+    for profile in profiles:
+        for name, size in profile.sizes.items():
+            sizes[name] = max(sizes.get(name, 0), size.maximum)
+    return sizes
+
+
+def _weight_files(model: onnx.ModelProto) -> set[str]:
+    tensors = (tensor for tensor in model.graph.initializer if uses_external_data(tensor))
+    return {str(ExternalDataInfo(tensor).location) for tensor in tensors}
+
+
+def _still_good(manifest: Manifest, here: EngineDevice, plans: list[_Plan]) -> dict[str, EngineSpec]:
+    """The engines that the bundle has already, where they were built here and from the same."""
+    if manifest.engines is None or manifest.engines.device != here:
+        return {}
+    found = manifest.engines.graphs
+    return {p.graph: found[p.graph] for p in plans if p.graph in found and found[p.graph].source == p.source}
+
+
+def _build_one(
+    bundle: Bundle, plan: _Plan, folder: Path, settings: BuildSettings, toolkit: Toolkit, progress: Progress
+) -> EngineSpec:
+    """Build one engine into ``folder``, under the name that it will have in the bundle."""
+    manifest = bundle.manifest
+    path = bundle.file(manifest.graphs[plan.graph].file)
+    progress(plan.graph, "starting", 0, 0)
+    built = toolkit.build(
+        plan.model,
+        path,
+        manifest,
+        plan.graph,
+        plan.profiles,
+        settings,
+        lambda what, done, total: progress(plan.graph, what, done, total),
+    )
+    profiles = tuple(recorded(manifest, plan.graph, profile, built.shape_inputs) for profile in plan.profiles)
+    # The name tells one build from the next: a bundle in use keeps its files until its manifest is replaced.
+    name = f"{plan.graph}.{hashlib.sha256(built.data).hexdigest()[:12]}{SUFFIX}"
+    (folder / name).write_bytes(built.data)
+    return EngineSpec(name, profiles, plan.source)
+
+
+@contextmanager
+def _staging(bundle: Path) -> Iterator[Path]:
+    """A folder within the bundle for what is being built, which vanishes at the end."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise PruneVidError(f"writing engines into {bundle} failed: {error.strerror or error}") from error
+
+
+def _install(bundle: Bundle, folder: Path, engines: EngineSet) -> None:
+    """Move new engines into the bundle, then name them in its manifest, then remove those that it names no longer."""
+    records = {
+        path.name: FileRecord(path.stat().st_size, sha256_of(path))
+        for path in folder.iterdir()
+        if path.suffix == SUFFIX
+    }
+    wanted = {spec.file for spec in engines.graphs.values()}
+    old = bundle.manifest.engines
+    stale = {spec.file for spec in old.graphs.values()} - wanted if old else set()
+    files = {name: record for name, record in bundle.manifest.files.items() if name not in stale} | records
+    moved: list[Path] = []
+    try:
+        for name in records:
+            (folder / name).replace(bundle.path / name)
+            moved.append(bundle.path / name)
+        write_manifest(bundle.path, replace(bundle.manifest, files=dict(sorted(files.items())), engines=engines))
+    except BaseException:
+        for path in moved:
+            if path.name not in bundle.manifest.files:
+                path.unlink(missing_ok=True)
+        raise
+    for name in stale:
+        (bundle.path / name).unlink(missing_ok=True)
+
+
+def _silent(graph: str, what: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,131 @@
+"""``prunevid build``: the command line of the engine builder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunevid.errors import PruneVidError
+
+if TYPE_CHECKING:
+    from prunevid.bundle import Bundle
+    from prunevid.export.engine.builder import Progress
+
+# As in targets.py and profiles.py, which need modules that help should not wait for.
+_DEVICES = ("local", "orin", "thor")
+_TEXT = 1024
+_MISMATCH = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export --dialect portable`")
+    parser.add_argument("--device", choices=_DEVICES, default="local", help="what this machine must be")
+    parser.add_argument("--fp16", action="store_true", help="insist on a bundle exported with --precision fp16")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="most frames of a video (default: the bundle's)",
+    )
+    parser.add_argument("--text", type=int, default=_TEXT, metavar="N", help="most tokens of prompt and answer")
+    parser.add_argument(
+        "--workspace",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="MIB",
+        help="GPU memory that TensorRT may work in (default: all)",
+    )
+    parser.add_argument(
+        "--timing-cache",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="kept between builds: later ones are faster",
+    )
+    parser.add_argument("--check", action="store_true", help="compare the engines with ONNX Runtime afterwards")
+    parser.add_argument("--force", action="store_true", help="build also what is there already")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, with progress on stderr; prints the engines. With --check, exits with 1 where they differ too much."""
+    workspace, cache = getattr(args, "workspace", None), getattr(args, "timing_cache", None)
+    if workspace is not None and workspace < 1:
+        raise PruneVidError(f"--workspace must be 1 MiB or more, not {workspace}")
+    if cache is not None and not cache.parent.is_dir():
+        raise PruneVidError(f"there is no folder {cache.parent} for --timing-cache")
+    try:
+        from prunevid.export.engine.builder import build
+        from prunevid.export.engine.toolkit import BuildSettings
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        # Not the extra for exporting, which brings torch.
+        raise PruneVidError("onnx is missing: pip install 'prunevid[tensorrt]'") from error
+
+    with _progress() as progress:
+        bundle = build(
+            args.bundle,
+            device=args.device,
+            fp16=args.fp16,
+            frames=getattr(args, "frames", None),
+            text=args.text,
+            settings=BuildSettings(workspace, cache),
+            force=args.force,
+            progress=progress,
+        )
+    if bundle.manifest.engines is not None:
+        for engine in bundle.manifest.engines.graphs.values():
+            size = bundle.manifest.files[engine.file].size
+            print(f"{bundle.path / engine.file}: {size / 1e6:,.1f} MB, {', '.join(p.name for p in engine.profiles)}")
+    return _check(bundle) if args.check else 0
+
+
+def _check(bundle: Bundle) -> int:
+    from prunevid.export.engine.check import check_engines
+    from prunevid.export.engine.toolkit import Toolkit
+
+    failed = 0
+    for found in check_engines(bundle, Toolkit()):
+        apart = "another shape" if found.difference is None else f"{found.difference:.1e} apart"
+        print(f"{'ok  ' if found.passed else 'FAIL'} {found.graph} {found.profile} {found.output}: {apart}")
+        failed += not found.passed
+    print(f"{failed} outputs differ too much" if failed else "all outputs agree with ONNX Runtime")
+    return _MISMATCH if failed else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, a plain line per graph in a pipe."""
+    if not sys.stderr.isatty():
+        yield _PlainLines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def update(graph: str, what: str, done: int, total: int) -> None:
+            bars.update(task, description=f"{graph}: {what}", completed=done, total=total or None)
+
+        yield update
+
+
+class _PlainLines:
+    """Prints a line whenever another graph or phase begins."""
+
+    def __init__(self) -> None:
+        self._step = ("", "")
+
+    def __call__(self, graph: str, what: str, done: int, total: int) -> None:
+        if (graph, what) != self._step:
+            self._step = (graph, what)
+            print(f"{graph}: {what}", file=sys.stderr, flush=True)

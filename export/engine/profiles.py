@@ -1,0 +1,158 @@
+"""How large the inputs of every engine may be: optimization profiles from a bundle's limits.
+
+A profile gives each symbolic dimension of a graph a smallest, a usual and a largest size. All smallest sizes are
+possible together, and so are all usual and all largest ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prunevid.bundle import Manifest
+from prunevid.engines import EngineProfile, InputRange
+from prunevid.errors import PruneVidError
+
+# Frames that are encoded at once, and rows that a decoder segment takes at once: as the runtime does on the CPU, enough
+# for full speed, few enough that activations stay small.
+FRAMES_AT_ONCE = 4
+ROWS_AT_ONCE = 512
+# Rows for text: prompt, question and answer together.
+TEXT = 1024
+# Text that usually stands before a video.
+_TEXT_BEFORE = 16
+
+
+class Range(NamedTuple):
+    """Smallest, usual and largest of a number."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What engines are built for: ``frames`` of a video at most, ``visual`` tokens in them, ``rows`` of a KV cache."""
+
+    frames: int
+    visual: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile of a graph: sizes of its symbolic dimensions, and values of the inputs that shapes may depend on."""
+
+    name: str
+    sizes: dict[str, Range]
+    values: dict[str, Range]
+
+
+def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -> Limits:
+    """The limits for videos of ``frames`` (by default the bundle's) and ``text`` rows of prompt, question and answer.
+
+    Raises PruneVidError where a number is below what one question needs, or the video alone is longer than the model
+    takes.
+    """
+    frames = manifest.frames if frames is None else frames
+    if frames < 1:
+        raise PruneVidError(f"frames must be 1 or more, not {frames}")
+    if text < 2 * _TEXT_BEFORE:
+        raise PruneVidError(
+            f"text must be {2 * _TEXT_BEFORE} or more, not {text}: it counts prompt, question and answer"
+        )
+    visual = frames * manifest.model.tokens_per_frame
+    positions = manifest.prompt.max_positions
+    if visual + 2 * _TEXT_BEFORE > positions:
+        raise PruneVidError(
+            f"{frames} frames are {visual} visual tokens, the model has {positions} positions: use fewer"
+        )
+    return Limits(frames, visual, min(visual + text, positions))
+
+
+def profiles_of(manifest: Manifest, graph: str, limits: Limits) -> tuple[Profile, ...]:
+    """The profiles of a graph of the chain; raises KeyError for any other."""
+    makers = {"vision_merge": _vision, "llm_pre": _decoder, "llm_post": _decoder, "select": _select}
+    return makers[graph](manifest, limits)
+
+
+def shapes_of(manifest: Manifest, graph: str, profile: Profile) -> dict[str, InputRange]:
+    """Smallest, usual and largest shape of every input of a graph under a profile."""
+    return {spec.name: _shape_range(spec.shape, profile) for spec in manifest.graphs[graph].inputs}
+
+
+def recorded(manifest: Manifest, graph: str, profile: Profile, shape_inputs: Iterable[str]) -> EngineProfile:
+    """What the manifest says of a profile. shape_inputs: the inputs that turned out to make shapes.
+
+    Raises PruneVidError where one of them has no values.
+    """
+    values = {}
+    for name in shape_inputs:
+        if name not in profile.values:
+            raise PruneVidError(f"TensorRT computes shapes of {graph} from its input {name}, which has no known range")
+        values[name] = InputRange(*((number,) for number in profile.values[name]))
+    return EngineProfile(profile.name, shapes_of(manifest, graph, profile), values)
+
+
+def _shape_range(shape: tuple[int | str, ...], profile: Profile) -> InputRange:
+    def at(place: int) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else profile.sizes[dim][place] for dim in shape)
+
+    return InputRange(at(0), at(1), at(2))
+
+
+def _vision(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+    """``encode``: new frames, with those still in view behind a camera; ``merge``: a whole video's features."""
+    batch = min(FRAMES_AT_ONCE, limits.frames)
+    encode = Range(1, batch, batch), Range(0, 0, limits.frames - 1)
+    merge = Range(0, batch, batch), Range(1, limits.frames, limits.frames)
+    return tuple(
+        Profile(
+            name,
+            {
+                "frames_new": new,
+                "frames_past": past,
+                "frame_counts": Range(*(a + b + 1 for a, b in zip(new, past, strict=True))),
+            },
+            {},
+        )
+        for name, (new, past) in (("encode", encode), ("merge", merge))
+    )
+
+
+def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+    """``prefill``: blocks of rows behind a growing past; ``decode``: one row."""
+    block = min(ROWS_AT_ONCE, limits.rows)
+    past = Range(0, limits.visual // 2, limits.rows - 1)
+    behind = Range(1, _kept(manifest, limits) + _TEXT_BEFORE, limits.rows - 1)
+    # A run of llm_pre is the question or it is not: the question begins at its first row.
+    question = Range(0, 0, 0)
+    return tuple(
+        Profile(name, {"rows": rows, "past": length}, {"past_length": length, "question_start": question})
+        for name, rows, length in (("prefill", Range(1, block, block), past), ("decode", Range(1, 1, 1), behind))
+    )
+
+
+def _select(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+    """``prefill``: all rows of a video and a question."""
+    merged = _merged(manifest, limits)
+    rows = Range(1, merged + 2 * _TEXT_BEFORE, limits.rows)
+    sizes = {
+        "total": rows,
+        "past": rows,
+        "visual": Range(1, merged, limits.visual),
+        "groups": Range(1, 2 * limits.frames, 2 * limits.frames),
+    }
+    return (Profile("prefill", sizes, {"video_start": Range(0, _TEXT_BEFORE, limits.rows - limits.visual)}),)
+
+
+def _merged(manifest: Manifest, limits: Limits) -> int:
+    """Visual tokens that are usually left after merging."""
+    return max(1, int(limits.visual * manifest.prune.cluster_ratio))
+
+
+def _kept(manifest: Manifest, limits: Limits) -> int:
+    """Visual tokens that are usually left after selecting."""
+    return max(1, int(_merged(manifest, limits) * manifest.prune.keep_ratio))

@@ -1,0 +1,187 @@
+"""TensorRT, Polygraphy and CUDA's driver: the only module that calls them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from prunevid.bundle import Manifest
+from prunevid.engines import EngineDevice
+from prunevid.errors import PruneVidError
+from prunevid.export.engine.profiles import Profile, shapes_of
+
+_MIB = 1 << 20
+# Called with what TensorRT is doing, the steps done and the steps that there are.
+BuildProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """workspace: MiB of GPU memory that TensorRT may use while it runs, None for all. timing_cache: a file that is
+    read if there is one and written afterwards."""
+
+    workspace: int | None = None
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A serialized engine, and which of its inputs TensorRT computes shapes from."""
+
+    data: bytes
+    shape_inputs: tuple[str, ...]
+
+
+class Toolkit:
+    """The TensorRT at hand. Raises PruneVidError where it, Polygraphy or cuda-python is missing."""
+
+    def __init__(self) -> None:
+        self._trt = _import("tensorrt", "on a Jetson it is JetPack's python3-libnvinfer, elsewhere")
+        self._polygraphy = _import("polygraphy.backend.trt", "")
+        self._cuda = _import("cuda.bindings.runtime", "")
+        logger = import_module("polygraphy.logger").G_LOGGER
+        # TensorRT's errors come out under this level, too; what is going on is told by the progress.
+        logger.module_severity = logger.ERROR
+
+    @property
+    def version(self) -> str:
+        """TensorRT's full version."""
+        return str(self._trt.__version__)
+
+    def device(self) -> EngineDevice:
+        """The GPU that engines are built on: CUDA's device 0. Raises PruneVidError where there is none."""
+        properties = self._call("cudaGetDeviceProperties", 0)
+        driver = self._call("cudaDriverGetVersion")
+        return EngineDevice(
+            tensorrt=self.version,
+            gpu=properties.name.decode().rstrip("\0"),
+            compute_capability=f"{properties.major}.{properties.minor}",
+            driver=f"{driver // 1000}.{driver % 1000 // 10}",
+        )
+
+    def build(
+        self,
+        model: bytes,
+        path: Path,
+        manifest: Manifest,
+        graph: str,
+        profiles: Sequence[Profile],
+        settings: BuildSettings,
+        progress: BuildProgress,
+    ) -> BuiltEngine:
+        """Build the engine of a graph.
+
+        model: the serialized model for TensorRT's parser; its weights are found beside ``path``. Raises PruneVidError
+        where TensorRT refuses it, naming the node, and KeyboardInterrupt where the user stopped it.
+        """
+        backend = self._polygraphy
+        with _polygraphy_errors(f"TensorRT {self.version} failed to build {graph}"):
+            builder, network = backend.create_network(strongly_typed=True)
+            parser = self._parse(network, model, path, graph)
+            inputs = [network.get_input(index) for index in range(network.num_inputs)]
+            shape_inputs = tuple(tensor.name for tensor in inputs if tensor.is_shape_tensor)
+            monitor = self._monitor(progress)
+            workspace = settings.workspace
+            cache = None if settings.timing_cache is None else os.fspath(settings.timing_cache)
+            config = backend.CreateConfig(
+                profiles=[self._profile(manifest, graph, profile, shape_inputs) for profile in profiles],
+                # The merge's decisions hang on float32 distances: TensorFloat-32 would change them.
+                tf32=False,
+                memory_pool_limits=workspace and {self._trt.MemoryPoolType.WORKSPACE: workspace * _MIB},
+                load_timing_cache=cache,
+                progress_monitor=monitor,
+            )
+            build = backend.EngineBytesFromNetwork((builder, network, parser), config, save_timing_cache=cache)
+            try:
+                data = bytes(build())
+            finally:
+                if monitor.interrupted:
+                    raise KeyboardInterrupt
+        return BuiltEngine(data, shape_inputs)
+
+    def runner(self, engine: Path, profile: int) -> Any:
+        """A Polygraphy runner of an engine's file under its profile of that number."""
+        load = self._polygraphy.EngineFromPath(os.fspath(engine))
+        return self._polygraphy.TrtRunner(load, name="TensorRT", optimization_profile=profile)
+
+    def _parse(self, network: Any, model: bytes, path: Path, graph: str) -> Any:
+        logger = import_module("polygraphy.backend.trt.util").get_trt_logger()
+        self._trt.init_libnvinfer_plugins(logger, "")
+        parser = self._trt.OnnxParser(network, logger)
+        if not parser.parse(model, os.fspath(path)):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            told = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors[:3])
+            raise PruneVidError(f"TensorRT {self.version} cannot parse {graph}: {told or 'it gives no reason'}")
+        return parser
+
+    def _profile(self, manifest: Manifest, graph: str, profile: Profile, shape_inputs: Sequence[str]) -> Any:
+        made = self._polygraphy.Profile()
+        for name, shape in shapes_of(manifest, graph, profile).items():
+            if name in shape_inputs:
+                if name not in profile.values:
+                    raise PruneVidError(
+                        f"TensorRT computes shapes of {graph} from its input {name}, whose values have no known range"
+                    )
+                made.add(name, *((number,) for number in profile.values[name]))
+            else:
+                made.add(name, shape.minimum, shape.optimum, shape.maximum)
+        return made
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        error, *values = getattr(self._cuda, function)(*arguments)
+        if int(error):
+            raise PruneVidError(
+                f"no NVIDIA GPU can be used here ({function}: {error.name}): engines are built on the device that runs them"
+            )
+        return values[0]
+
+    def _monitor(self, progress: BuildProgress) -> Any:
+        class Monitor(self._trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+            """Passes TensorRT's outermost phases on. Returning False stops the build."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.interrupted = False
+                self._steps: dict[str, int] = {}
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                if parent_phase is None:
+                    self._steps[phase_name] = num_steps
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                try:
+                    if phase_name in self._steps:
+                        progress(phase_name, step + 1, self._steps[phase_name])
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                return not self.interrupted
+
+            def phase_finish(self, phase_name: str) -> None:
+                self._steps.pop(phase_name, None)
+
+        return Monitor()
+
+
+@contextmanager
+def _polygraphy_errors(what: str) -> Iterator[None]:
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        yield
+    except PolygraphyException as error:
+        reason = str(error).strip().splitlines()
+        raise PruneVidError(f"{what}: {reason[0] if reason else 'it gives no reason'}") from error
+
+
+def _import(name: str, hint: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = {"cuda": "cuda-python"}.get(name.partition(".")[0], name.partition(".")[0])
+        where = f"{hint} " if hint else ""
+        raise PruneVidError(f"{package} cannot be loaded ({error}): {where}pip install 'prunevid[tensorrt]'") from error

@@ -1,0 +1,92 @@
+"""What a manifest says of TensorRT engines: which device they are for, and what each of them takes.
+
+An engine runs only with the TensorRT release and on the kind of GPU that it was built with. Whoever loads one asks
+:func:`check_device` first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunevid.errors import PruneVidError
+
+
+@dataclass(frozen=True)
+class EngineDevice:
+    """What an engine is bound to.
+
+    tensorrt: its full version ("10.16.0.72"). gpu: the GPU's name; compute_capability: "8.7" for Orin, "11.0" for Thor.
+    driver: the newest CUDA version that the driver knows ("13.2").
+    """
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    driver: str
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """Smallest, usual and largest shape of an engine's input; of an input that shapes depend on, its values."""
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """One optimization profile of an engine; its number is its place in the engine's list.
+
+    shapes: of every input. values: of those inputs from which TensorRT computes shapes, which it reads from host
+    memory.
+    """
+
+    name: str
+    shapes: dict[str, InputRange]
+    values: dict[str, InputRange]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The engine of one graph: its file in the bundle and its profiles. Inputs and outputs are called as the graph's.
+
+    source: SHA-256 of everything that went into it, by which a later build knows that it can be kept.
+    """
+
+    file: str
+    profiles: tuple[EngineProfile, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of a bundle's graphs, by graph, all built on one device."""
+
+    device: EngineDevice
+    graphs: dict[str, EngineSpec]
+
+
+def check_device(engines: EngineSet, here: EngineDevice) -> None:
+    """Raise PruneVidError where these engines cannot run: another TensorRT or GPU, or a driver older than theirs."""
+    built = engines.device
+    if built.tensorrt != here.tensorrt:
+        what, ours, theirs = "TensorRT", here.tensorrt, built.tensorrt
+    elif (built.gpu, built.compute_capability) != (here.gpu, here.compute_capability):
+        what, ours, theirs = "the GPU", _gpu(here), _gpu(built)
+    elif _number(here.driver) < _number(built.driver):
+        what, ours, theirs = "the driver's CUDA version", here.driver, f"{built.driver} or newer"
+    else:
+        return
+    raise PruneVidError(
+        f"the engines of this bundle do not run here: {what} is {ours}, they need {theirs}: "
+        "build them again on this machine with `prunevid build`"
+    )
+
+
+def _gpu(device: EngineDevice) -> str:
+    return f"{device.gpu} (sm_{device.compute_capability.replace('.', '')})"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -1,0 +1,180 @@
+"""The lint: what a release of TensorRT could not parse is found wherever it is, and the bundles have none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from prunevid.bundle import open_bundle
+from prunevid.errors import PruneVidError
+from prunevid.export import operators, tensorrt_operators
+from prunevid.export.engine import plugins
+from prunevid.export.engine.builder import largest_sizes
+from prunevid.export.engine.profiles import limits_of, profiles_of
+from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
+
+OPSET = helper.make_opsetid("", 20)
+
+
+def make_model(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, list[int | str]]],
+    outputs: list[str],
+    constants: dict[str, tuple[int, list[int]]] | None = None,
+    functions: list[onnx.FunctionProto] | None = None,
+    opset: int = 20,
+) -> onnx.ModelProto:
+    """A model of these nodes; outputs get their types from shape inference, float32 where there is none."""
+    tensors = [
+        helper.make_tensor(name, kind, [len(values)], values) for name, (kind, values) in (constants or {}).items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "example",
+        [helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        tensors,
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("prunevid", 1), helper.make_opsetid("other", 1)]
+    return helper.make_model(graph, opset_imports=imports, functions=functions or [])
+
+
+FLOATS = {"x": (TensorProto.FLOAT, ["n"])}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("release", ["10.3", *RELEASES])
+def test_portable_bundles_parse_everywhere(tiny_bundle: Callable[[str, str], Path], name: str, release: str) -> None:
+    bundle = open_bundle(tiny_bundle(name, "portable"), verify=False)
+    limits = limits_of(bundle.manifest)
+    for graph, spec in bundle.manifest.graphs.items():
+        model = onnx.load(bundle.file(spec.file), load_external_data=False)
+        sizes = largest_sizes(profiles_of(bundle.manifest, graph, limits))
+        assert unsupported(model, release, sizes=sizes) == [], graph
+
+
+def test_fused_operators_are_found(tiny_bundle: Callable[[str, str], Path]) -> None:
+    bundle = open_bundle(tiny_bundle("qwen2", "ort"), verify=False)
+    model = onnx.load(bundle.file(bundle.manifest.graphs["llm_pre"].file), load_external_data=False)
+    found = {(finding.operator, finding.why) for finding in unsupported(model, "10.16")}
+    assert ("GroupQueryAttention", "the parser has no operators of domain com.microsoft") in found
+
+
+@pytest.mark.parametrize(
+    ("operator", "since"), [("Attention", "10.14"), ("RMSNormalization", "10.15"), ("Swish", "11.0"), ("Unique", None)]
+)
+def test_an_operator_is_missing_until_it_came(operator: str, since: str | None) -> None:
+    model = make_model([helper.make_node(operator, ["x"], ["y"], name="it")], FLOATS, ["y"])
+    for release in ("10.3", "10.13", "10.14", "10.15", "11.0", "11.5"):
+        known = since is not None and [int(n) for n in release.split(".")] >= [int(n) for n in since.split(".")]
+        found = unsupported(model, release)
+        assert (("it", operator, "the parser does not have it") not in found) == known, release
+
+
+def test_bodies_are_looked_into_only_where_there_are_no_plugins() -> None:
+    body = helper.make_function(
+        "prunevid", "GroupTopK", ["x"], ["y"], [helper.make_node("Unique", ["x"], ["y"], name="inside")], [OPSET]
+    )
+    node = helper.make_node("GroupTopK", ["x"], ["y"], domain="prunevid")
+    model = make_model([node], FLOATS, ["y"], functions=[body])
+    assert [finding.operator for finding in unsupported(model, "10.3")] == ["Unique"]
+    assert unsupported(model, "10.13") == []
+
+
+def test_functions_without_a_plugin_are_always_looked_into() -> None:
+    body = helper.make_function("other", "F", ["x"], ["y"], [helper.make_node("Unique", ["x"], ["y"])], [OPSET])
+    model = make_model([helper.make_node("F", ["x"], ["y"], domain="other")], FLOATS, ["y"], functions=[body])
+    for release in ("10.3", "10.13"):
+        assert [finding.operator for finding in unsupported(model, release)] == ["Unique"]
+
+
+def test_graphs_inside_nodes_are_looked_into() -> None:
+    def branch(operator: str) -> onnx.GraphProto:
+        inner = helper.make_node(operator, ["x"], ["z"], name=f"in {operator}")
+        return helper.make_graph([inner], "branch", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n"])])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("Neg"), else_branch=branch("Det"))
+    model = make_model([node], {**FLOATS, "c": (TensorProto.BOOL, [])}, ["y"])
+    assert unsupported(model, "11.1") == [("in Det", "Det", "the parser does not have it")]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.DOUBLE, TensorProto.STRING])
+def test_types_that_no_operator_takes(kind: int) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"], name="it")
+    found = unsupported(make_model([node], {"x": (kind, ["n"])}, ["y"]), "10.16")
+    assert any(finding.node == "it" and finding.why.startswith("does not take") for finding in found)
+    assert any(finding.operator == "input or output" for finding in found) == (kind != TensorProto.UINT8)
+
+
+def test_a_type_is_told_behind_other_nodes() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["b"], to=TensorProto.BOOL),
+        helper.make_node("Not", ["b"], ["n"]),
+        helper.make_node("ReduceMax", ["n"], ["y"], name="it"),
+    ]
+    found = unsupported(make_model(nodes, FLOATS, ["y"]), "10.3")
+    assert ("it", "ReduceMax", "does not take bool") in found
+
+
+@pytest.mark.parametrize(("k", "parses"), [(3839, True), (3840, False)])
+def test_topk_has_a_limit(k: int, parses: bool) -> None:
+    node = helper.make_node("TopK", ["x", "k"], ["y", "i"], name="it")
+    model = make_model([node], FLOATS, ["y"], {"k": (TensorProto.INT64, [k])})
+    assert (unsupported(model, "10.3") == []) == parses
+
+
+def test_topk_is_bounded_by_the_largest_sizes() -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["k"]), helper.make_node("TopK", ["x", "k"], ["y", "i"], name="it")]
+    model = make_model(nodes, FLOATS, ["y"])
+    assert unsupported(model, "10.13") == [("it", "TopK", "nothing bounds its K, which must be below 3840")]
+    assert unsupported(model, "10.13", sizes={"n": 3839}) == []
+    assert unsupported(model, "10.13", sizes={"n": 6272}) == [
+        ("it", "TopK", "its K can be 6272: it must be below 3840")
+    ]
+    with pytest.raises(PruneVidError, match=r"TensorRT 10\.13 cannot parse example: TopK at it.*use fewer frames"):
+        refuse_unsupported(model, "10.13", sizes={"n": 6272})
+
+
+def test_inputs_that_must_be_constants() -> None:
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"], name="it")
+    model = make_model([node], {**FLOATS, "axis": (TensorProto.INT64, [1])}, ["y"])
+    assert ("it", "CumSum", "its input 1 must be a constant") in unsupported(model, "10.16")
+    assert unsupported(make_model([node], FLOATS, ["y"], {"axis": (TensorProto.INT64, [0])}), "10.16") == []
+
+
+def test_outputs_and_attributes_that_are_not_taken() -> None:
+    norm = helper.make_node("LayerNormalization", ["x", "x"], ["y", "mean"], name="norm")
+    scatter = helper.make_node("ScatterND", ["x", "i", "x"], ["z"], name="scatter", reduction="add")
+    model = make_model([norm, scatter], {**FLOATS, "i": (TensorProto.INT64, ["n", 1])}, ["y", "z"])
+    found = unsupported(model, "10.13")
+    assert ("norm", "LayerNormalization", "only its first output is taken") in found
+    assert ("scatter", "ScatterND", "its attribute reduction must be none") in found
+
+
+def test_opsets() -> None:
+    node = helper.make_node("Neg", ["x"], ["y"])
+    for opset, release, parses in ((21, "10.13", False), (21, "10.16", True), (20, "10.3", True), (25, "11.1", False)):
+        assert (unsupported(make_model([node], FLOATS, ["y"], opset=opset), release) == []) == parses
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2", "ten"])
+def test_versions_that_are_not_known(version: str) -> None:
+    with pytest.raises(PruneVidError, match="too old|no version"):
+        unsupported(make_model([helper.make_node("Neg", ["x"], ["y"])], FLOATS, ["y"]), version)
+
+
+def test_later_releases_only_add() -> None:
+    releases = [(10, 3), (10, 5), (10, 8), (10, 13), (10, 14), (10, 16), (11, 1)]
+    tables = [tensorrt_operators.operators(release) for release in releases]
+    for before, after in zip(tables, tables[1:], strict=False):
+        assert all(types <= after[name] for name, types in before.items())
+    assert len(tables[0]) == 150
+
+
+def test_the_plugins_are_the_operators_of_the_graphs() -> None:
+    bodies = (operators.dpc_knn(20, 7), operators.refine_segments(20), operators.group_topk(20))
+    assert {(body.domain, body.name) for body in bodies} == plugins.OPERATORS

@@ -54,6 +54,7 @@ class Chain:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.manifest = bundle.manifest
+        self.backend = backend.name
         self._shape = self.manifest.model.decoder
         graphs = {name: backend.load(bundle.file(spec.file)) for name, spec in self.manifest.graphs.items()}
         self._vision_merge, self._llm_pre = graphs["vision_merge"], graphs["llm_pre"]

@@ -58,7 +58,7 @@ class Pipeline:
         settings of your own (prune_layer and neighbours are fixed at export). Raises PruneVidError where the video
         cannot be read.
         """
-        settings = self._settings(prune)
+        settings = resolve_prune(self.bundle.manifest.prune, prune)
         timings = Timings()
         with timings.stage("video"):
             sampled = read_frames(video, self.bundle.manifest.frames if frames is None else frames)
@@ -107,16 +107,20 @@ class Pipeline:
         self.prompt.encode(question)
         return self.open(video, frames=frames, prune=prune).stream(question, config)
 
-    def _settings(self, prune: bool | PruneConfig) -> PruneConfig | None:
-        exported = self.bundle.manifest.prune
-        if isinstance(prune, PruneConfig):
-            for name in ("prune_layer", "neighbours"):
-                if getattr(prune, name) != getattr(exported, name):
-                    raise PruneVidError(
-                        f"{name} is fixed at export: this bundle has {getattr(exported, name)}, "
-                        f"not {getattr(prune, name)}; export it again to change it"
-                    )
-            settings = prune
-        else:
-            settings = exported
-        return None if prune is False or settings.is_disabled else settings
+
+def resolve_prune(exported: PruneConfig, prune: bool | PruneConfig) -> PruneConfig | None:
+    """What ``prune`` means for a bundle exported with these settings; None is no pruning.
+
+    Raises PruneVidError where it has another value for what is fixed at export.
+    """
+    if not isinstance(prune, PruneConfig):
+        settings = exported
+    else:
+        for name in ("prune_layer", "neighbours"):
+            if getattr(prune, name) != getattr(exported, name):
+                raise PruneVidError(
+                    f"{name} is fixed at export: this bundle has {getattr(exported, name)}, "
+                    f"not {getattr(prune, name)}; export it again to change it"
+                )
+        settings = prune
+    return None if prune is False or settings.is_disabled else settings

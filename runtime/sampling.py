@@ -27,6 +27,7 @@ class SamplingConfig:
         seed: The same seed, logits and settings give the same tokens.
         max_new_tokens: Tokens to generate at most.
         stop: The answer ends before the first of these texts.
+        ignore_eos: Go on past end tokens, to max_new_tokens: for measuring how fast tokens come.
 
     Raises:
         PruneVidError: A value is out of its range.
@@ -38,6 +39,7 @@ class SamplingConfig:
     seed: int = 0
     max_new_tokens: int = 128
     stop: Sequence[str] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or self.temperature < 0:

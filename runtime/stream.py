@@ -48,6 +48,8 @@ class AnswerStream:
         self._chain, self._prompt, self._sampling = chain, prompt, sampling
         self._is_current, self._timings, self._skipped_frames = is_current, timings, skipped_frames
         self._answer: Answer | None = None
+        # perf_counter() when the first token was known; it may be no text yet, so the first piece may come later.
+        self.first_token_at: float | None = None
         self._pieces = self._decode(prefill)
 
     @property
@@ -66,6 +68,7 @@ class AnswerStream:
         cached = begun.pre_cache.nbytes + begun.post_cache.nbytes
         sampler, writer = Sampler(self._sampling), _TextWriter(self._prompt, self._sampling)
         ids = [sampler(begun.logits)]
+        self.first_token_at = perf_counter()
         pieces: list[str] = []
         reason: FinishReason | None = None
         while reason is None:
@@ -108,7 +111,7 @@ class _TextWriter:
     """Turns token ids into text that will not change any more, and knows when an answer ends."""
 
     def __init__(self, prompt: ChatPrompt, sampling: SamplingConfig) -> None:
-        self._eos_ids = prompt.eos_ids
+        self._eos_ids = () if sampling.ignore_eos else prompt.eos_ids
         self._decoder, self._stops = StreamDecoder(prompt.tokenizer), StopMatcher(sampling.stop)
         self._limit = sampling.max_new_tokens
 

@@ -1,0 +1,101 @@
+"""A profile as files: JSON with everything in it, CSV with a row per variant and measure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from prunevid.config import PruneConfig
+from prunevid.errors import PruneVidError
+from prunevid.runtime.profile.records import ProfileResult, Summary, Variant
+
+__all__ = ["STDOUT", "check_outputs", "to_csv", "to_json", "write"]
+
+STDOUT = "-"
+
+_SETTINGS = tuple(field.name for field in fields(PruneConfig))
+_STATISTICS = ("n", "median_s", "p90_s", "p99_s")
+_OF_STAGES = ("tokens_in", "tokens_out", "flops", "gflops_per_s")
+_OF_DECODING = ("tokens_per_s", "flops", "gflops_per_s")
+_FIGURES = ("ratio", *_OF_STAGES, "tokens_per_s", "kv_bytes")
+_COLUMNS = ("variant", "frames", *_SETTINGS, "measure", *_STATISTICS, *_FIGURES)
+
+
+def check_outputs(paths: Sequence[str]) -> None:
+    """See that results can be written, before they are measured. Raises PruneVidError where one cannot."""
+    if paths.count(STDOUT) > 1:
+        raise PruneVidError("only one output can go to standard output (-)")
+    files = [Path(path) for path in paths if path != STDOUT]
+    if len({file.resolve() for file in files}) < len(files):
+        raise PruneVidError("two outputs have the same file name: give each its own")
+    for file in files:
+        if file.exists() and not file.is_file():
+            raise PruneVidError(f"{file} exists and is not a file: give the name of a file to write")
+        if not file.parent.is_dir():
+            raise PruneVidError(f"cannot write {file}: there is no folder {file.parent}")
+        if not os.access(file.parent, os.W_OK):
+            raise PruneVidError(f"cannot write {file}: no permission to write into {file.parent}")
+
+
+def write(path: str, text: str) -> None:
+    """Write a whole file or none; ``-`` is standard output. Raises PruneVidError where it fails."""
+    if path == STDOUT:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    target = Path(path)
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            partial = Path(file.name)
+            file.write(text)
+        partial.chmod(0o644)
+        partial.replace(target)
+    except OSError as error:
+        if partial:
+            partial.unlink(missing_ok=True)
+        raise PruneVidError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def to_json(result: ProfileResult) -> str:
+    """Everything that was measured."""
+    return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(result: ProfileResult) -> str:
+    """A row for every variant and stage, with statistics of its time; cells that mean nothing are empty."""
+    ratios = {comparison.pruned: comparison.ratios for comparison in result.comparisons}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for index, variant in enumerate(result.variants):
+        base = {"variant": variant.name, "frames": variant.frames, **(variant.prune or {})}
+        for measure, time, figures in _measures(variant):
+            row = {**base, "measure": measure, "ratio": ratios.get(index, {}).get(measure), **figures}
+            row |= {name: getattr(time, name) for name in _STATISTICS}
+            writer.writerow({name: value for name, value in row.items() if value is not None})
+    return text.getvalue()
+
+
+def _measures(variant: Variant) -> Iterator[tuple[str, Summary, dict[str, Any]]]:
+    """Name, time and further figures of everything that was timed."""
+    for stage in variant.stages:
+        yield stage.name, stage.time, {name: getattr(stage, name) for name in _OF_STAGES}
+    yield "llm_prefill", variant.llm_prefill, {}
+    yield "first_token", variant.first_token, {}
+    if variant.decode:
+        yield "decode", variant.decode.time, {name: getattr(variant.decode, name) for name in _OF_DECODING}
+        for number, step in enumerate(variant.decode.steps, start=1):
+            yield f"decode_step_{number}", step, {}
+    yield "end_to_end", variant.end_to_end, {"flops": variant.flops, "kv_bytes": variant.kv_bytes}
+    yield "unattributed", variant.unattributed, {}

@@ -8,6 +8,6 @@ from prunevid.runtime.machine import peak_rss
 __all__ = ["describe", "peak_rss"]
 
 
-def describe() -> dict[str, str]:
+def describe(packages: tuple[str, ...] = ("onnxruntime", "torch", "transformers", "numpy")) -> dict[str, str]:
     """Processor, cores, memory, versions and date of this run."""
-    return machine.describe(("onnxruntime", "torch", "transformers", "numpy"))
+    return machine.describe(packages)

@@ -133,11 +133,13 @@ class Chain:
         scores = np.zeros(cache.length + len(embeds) if scored else 0, np.float32)
         for start in range(0, len(embeds), _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, len(embeds))
+            # The graph scores from this row on whether or not it is asked to; the last row alone costs nothing.
+            first_asking = 0 if scored else stop - start - 1
             feeds = {
                 "inputs_embeds": np.ascontiguousarray(embeds[start:stop])[None],
                 "position_ids": positions(position + start, stop - start),
                 "past_length": np.array([cache.length], np.int64),
-                "question_start": np.zeros(1, np.int64),
+                "question_start": np.array([first_asking], np.int64),
                 **cache.past(),
             }
             outputs: dict[str, np.ndarray | None] = {

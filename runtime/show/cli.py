@@ -1,0 +1,57 @@
+"""``prunevid show``: the command line of the pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from prunevid.options import add_prune_options, prune_settings
+from prunevid.runtime.backend_names import BACKENDS
+from prunevid.runtime.show.output import check_output, save
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export`")
+    for name, metavar, text in (
+        ("--video", "FILE", "video file, or folder of images"),
+        ("--question", "TEXT", "decides what is kept"),
+        ("--output", "FILE", "picture (.png), animation (.gif) or page to explore (.html)"),
+    ):
+        parser.add_argument(name, required=True, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="frames to sample (default: the bundle's)",
+    )
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the graphs")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="CPU threads (default: one per core)",
+    )
+    add_prune_options(parser, "those of the bundle")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the question, draw what it kept, and say what was written."""
+    output = Path(args.output)
+    check_output(output, Path(args.video))
+    from prunevid.runtime.pipeline import load
+    from prunevid.runtime.show.maps import observe
+    from prunevid.runtime.show.style import drawable
+
+    pipeline = load(args.bundle, args.backend, threads=getattr(args, "threads", None))
+    settings = prune_settings(args, pipeline.bundle.manifest.prune)
+    maps = observe(pipeline, args.video, args.question, frames=getattr(args, "frames", None), prune=settings)
+    save(maps, output)
+    counts = " -> ".join(str(sum(stage)) for stage in maps.counts)
+    print(f"{output}: {counts} visual tokens ({maps.retained:.1%}), answer: {maps.answer}")
+    if output.suffix.lower() != ".html" and "?" in drawable(f"{maps.question}{maps.answer}".replace("?", "")):
+        print("note: the picture's font has only Latin letters, others are drawn as ?: try .html", file=sys.stderr)
+    return 0

@@ -33,6 +33,7 @@ from prunevid.export.decoder import build_llm_post, build_llm_pre
 from prunevid.export.dialects import dialect_named
 from prunevid.export.select import build_select
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
+from prunevid.export.tensorrt_lint import check_graphs
 from prunevid.export.vision import build_vision_merge
 from prunevid.preprocessing import Preprocessing
 
@@ -142,6 +143,9 @@ def _write(
         str(model.graph.name): writer.write_graph(model, folder, meter.stage(f"writing {model.graph.name}"))
         for model in models
     }
+    if dialect_name == "portable":
+        # That TensorRT would not take a graph should not be found out on the device.
+        check_graphs(folder, graphs)
     progress("recording checksums", total, total)
     return Manifest(
         schema_version=SCHEMA_VERSION,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import onnx
 from onnx import inliner, shape_inference
 
+from prunevid.bundle import GraphSpec
 from prunevid.errors import PruneVidError
 from prunevid.export import tensorrt_operators as table
 from prunevid.export.engine import plugins
@@ -70,11 +72,19 @@ def refuse_unsupported(model: onnx.ModelProto, version: str, *, sizes: Mapping[s
     if not findings:
         return
     first = findings[0]
-    more = f" (and {len(findings) - 1} more like it)" if len(findings) > 1 else ""
-    hint = ": use fewer frames" if first.operator == "TopK" else ": build with a newer TensorRT"
+    more = f" ({len(findings) - 1} more nodes like this)" if len(findings) > 1 else ""
+    hint = ": use fewer frames" if first.operator == "TopK" else ""
     raise PruneVidError(
         f"TensorRT {version} cannot parse {model.graph.name}: {first.operator} at {first.node}: {first.why}{more}{hint}"
     )
+
+
+def check_graphs(folder: Path, graphs: Mapping[str, GraphSpec]) -> None:
+    """Raise PruneVidError where one of :data:`RELEASES` could not parse a graph that is written in ``folder``."""
+    for spec in graphs.values():
+        model = onnx.load(folder / spec.file, load_external_data=False)
+        for release in RELEASES:
+            refuse_unsupported(model, release)
 
 
 def release_of(version: str) -> tuple[int, int]:
@@ -145,7 +155,7 @@ class _Rules:
     def __init__(self, release: tuple[int, int]) -> None:
         self._release = release
         self._operators = table.operators(release)
-        self._plugins = plugins.OPERATORS if plugins.available(release) else frozenset()
+        self._has_plugins = plugins.available(release)
 
     def graph(self, graph: onnx.GraphProto, outer: _Scope) -> Iterator[Finding]:
         """Findings of every node of a graph and of the graphs inside its nodes."""
@@ -160,7 +170,7 @@ class _Rules:
 
     def _node(self, node: onnx.NodeProto, scope: _Scope) -> Iterator[str]:
         if node.domain not in _ONNX_DOMAINS:
-            if (node.domain, node.op_type) not in self._plugins:
+            if not (self._has_plugins and plugins.is_plugin(node)):
                 yield f"the parser has no operators of domain {node.domain}"
             return
         types = self._operators.get(node.op_type)
@@ -247,5 +257,5 @@ def _type_name(number: int) -> str:
     """NumPy's name of an ONNX element type; empty for an unknown one."""
     if not number:
         return ""
-    name = onnx.TensorProto.DataType.Name(number).lower()
+    name: str = onnx.TensorProto.DataType.Name(number).lower()
     return _TYPE_NAMES.get(name, name)

@@ -13,8 +13,7 @@ from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
 from prunevid.export import operators, tensorrt_operators
 from prunevid.export.engine import plugins
-from prunevid.export.engine.builder import largest_sizes
-from prunevid.export.engine.profiles import limits_of, profiles_of
+from prunevid.export.engine.profiles import largest_sizes, limits_of, profiles_of
 from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
 
 OPSET = helper.make_opsetid("", 20)

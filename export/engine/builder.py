@@ -20,7 +20,7 @@ from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of
 from prunevid.engines import EngineDevice, EngineSet, EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import TEXT, Limits, Profile, limits_of, profiles_of, recorded
+from prunevid.export.engine.profiles import TEXT, Limits, Profile, largest_sizes, limits_of, profiles_of, recorded
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, check_target
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
@@ -69,14 +69,14 @@ def build(
     opened = open_bundle(bundle)
     _check_bundle(opened, fp16)
     limits = limits_of(opened.manifest, frames, text)
-    plugins.check_limits(opened.manifest, limits)
     toolkit = toolkit or Toolkit()
     settings = settings or BuildSettings()
     here, release = toolkit.device(), release_of(toolkit.version)
     check_target(device, here, release)
-    plans = [_plan(opened, graph, limits, here, settings) for graph in opened.manifest.graphs]
     if plugins.available(release):
-        plugins.register()
+        plugins.check_limits(opened.manifest, limits)
+        toolkit.register_plugins()
+    plans = [_plan(opened, graph, limits, here, settings) for graph in opened.manifest.graphs]
     kept = {} if force else _still_good(opened.manifest, here, plans)
     with _staging(opened.path) as folder:
         specs: dict[str, EngineSpec] = {}
@@ -119,15 +119,6 @@ def _plan(bundle: Bundle, graph: str, limits: Limits, here: EngineDevice, settin
     }
     source = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     return _Plan(graph, data, profiles, source)
-
-
-def largest_sizes(profiles: tuple[Profile, ...]) -> dict[str, int]:
-    """The largest size of each symbolic dimension over all profiles of a graph."""
-    sizes: dict[str, int] = {}
-    for profile in profiles:
-        for name, size in profile.sizes.items():
-            sizes[name] = max(sizes.get(name, 0), size.maximum)
-    return sizes
 
 
 def _weight_files(model: onnx.ModelProto) -> set[str]:

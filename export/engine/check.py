@@ -53,7 +53,7 @@ def check_engines(bundle: Bundle, toolkit: Toolkit, seed: int = 0) -> Iterator[O
 
 
 def usual_inputs(manifest: Manifest, graph: str, profile: EngineProfile, seed: int) -> dict[str, Any]:
-    """Inputs of a graph at a profile's usual sizes, but at 1 where those are 0 and may be more: nothing is left empty."""
+    """Inputs of a graph at a profile's usual sizes; at 1 where those are 0 and may be more, so that none is empty."""
     sizes: dict[str, int] = {}
     for spec in manifest.graphs[graph].inputs:
         at = profile.shapes[spec.name]

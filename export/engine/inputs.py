@@ -1,4 +1,4 @@
-"""Inputs for a bundle's graphs at any size that a profile allows: for comparing engines with ONNX Runtime, and for tests.
+"""Inputs for a bundle's graphs at any size that a profile allows: for comparing engines with ONNX Runtime.
 
 Numbers are random, but every input is one that the runtime could have made: tables match the frames, groups ascend,
 positions go on behind the past. Features are those of a few scenes, so that clustering has something to find.
@@ -64,7 +64,7 @@ class _Source:
             made = np.array([self._values.get(spec.name, default)])
         else:
             made = self._rng.standard_normal(shape)
-        return np.ascontiguousarray(made, np.dtype(spec.dtype))
+        return np.asarray(made, np.dtype(spec.dtype), order="C")
 
     def _scenes(self, shape: tuple[int, ...]) -> Array:
         """Features [frames, tokens, channels]: a scene per four frames, in which some positions move."""

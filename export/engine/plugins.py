@@ -1,18 +1,20 @@
-"""The ``prunevid`` operators as TensorRT plugins: the one place that knows the kernels' interface."""
+"""The ``prunevid`` operators as TensorRT plugins: the one place where the builder talks to :mod:`prunevid.plugins`."""
 
 from __future__ import annotations
 
 import onnx
 
 from prunevid.bundle import Manifest
+from prunevid.engines import EngineDevice
 from prunevid.errors import PruneVidError
-from prunevid.export.engine.profiles import FRAMES_AT_ONCE, Limits
+from prunevid.export.engine.profiles import Limits, largest_sizes, profiles_of
+from prunevid.kernels import MAX_FRAMES, MAX_TOKENS
+from prunevid.plugins.nodes import NAMESPACE, PLUGINS, plugin_nodes
 
-DOMAIN = "prunevid"
 # Releases from this one on take plugins written in Python whose compiled kernels become part of the engine.
 FIRST_RELEASE = (10, 9)
 # The operators that have a plugin, as ONNX names them: domain and operator.
-OPERATORS = frozenset((DOMAIN, name) for name in ("DpcKnn", "RefineSegments", "GroupTopK"))
+OPERATORS = frozenset((NAMESPACE, name) for name in PLUGINS)
 
 
 def available(release: tuple[int, int]) -> bool:
@@ -20,18 +22,33 @@ def available(release: tuple[int, int]) -> bool:
     return release >= FIRST_RELEASE
 
 
-def check_limits(manifest: Manifest, limits: Limits) -> None:
-    """Raise PruneVidError where a video is larger than the kernels take."""
-
-
-def register() -> None:
-    """Make the plugins known to the TensorRT at hand."""
+def is_plugin(node: onnx.NodeProto) -> bool:
+    """Whether a node is one of the operators that have a plugin."""
+    return (node.domain, node.op_type) in OPERATORS
 
 
 def nodes_of(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """The nodes that stand for one of the operators where TensorRT has its plugin."""
-    made = onnx.NodeProto()
-    made.CopyFrom(node)
-    made.attribute.append(onnx.helper.make_attribute("plugin_namespace", DOMAIN))
-    made.attribute.append(onnx.helper.make_attribute("aot", 1))
-    return [made]
+    return plugin_nodes(node)
+
+
+def check_limits(manifest: Manifest, limits: Limits) -> None:
+    """Raise PruneVidError where a frame or a video is larger than the kernels take."""
+    tokens = manifest.model.tokens_per_frame
+    if tokens > MAX_TOKENS:
+        raise PruneVidError(f"a frame of this model has {tokens} visual tokens: the plugins take up to {MAX_TOKENS}")
+    sizes = largest_sizes(profiles_of(manifest, "vision_merge", limits))
+    frames = sizes["frame_counts"] - 1
+    if frames > MAX_FRAMES:
+        raise PruneVidError(
+            f"{limits.frames} frames are too many for the plugins, which take up to {MAX_FRAMES} at once"
+        )
+
+
+def register(device: EngineDevice) -> None:
+    """Register the plugins with the TensorRT of this process. Raises PruneVidError where Triton is missing."""
+    try:
+        from prunevid.plugins.registration import register as register_for
+    except ModuleNotFoundError as error:
+        raise PruneVidError(f"{error.name} is missing: pip install 'prunevid[tensorrt]'") from error
+    register_for(int(device.compute_capability.replace(".", "")))

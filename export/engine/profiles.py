@@ -78,6 +78,15 @@ def profiles_of(manifest: Manifest, graph: str, limits: Limits) -> tuple[Profile
     return makers[graph](manifest, limits)
 
 
+def largest_sizes(profiles: Iterable[Profile]) -> dict[str, int]:
+    """The largest size of each symbolic dimension over all profiles of a graph."""
+    sizes: dict[str, int] = {}
+    for profile in profiles:
+        for name, size in profile.sizes.items():
+            sizes[name] = max(sizes.get(name, 0), size.maximum)
+    return sizes
+
+
 def shapes_of(manifest: Manifest, graph: str, profile: Profile) -> dict[str, InputRange]:
     """Smallest, usual and largest shape of every input of a graph under a profile."""
     return {spec.name: _shape_range(spec.shape, profile) for spec in manifest.graphs[graph].inputs}

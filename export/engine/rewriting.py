@@ -39,7 +39,7 @@ def _name_plugins(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _name_plugins(attribute.g)
-        nodes += plugins.nodes_of(node) if (node.domain, node.op_type) in plugins.OPERATORS else [node]
+        nodes += plugins.nodes_of(node) if plugins.is_plugin(node) else [node]
     made = onnx.GraphProto()
     made.node.extend(nodes)
     del graph.node[:]

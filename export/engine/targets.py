@@ -48,9 +48,9 @@ def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> Non
         oldest = max(oldest, target.oldest_tensorrt)
         if here.compute_capability != target.compute_capability:
             raise PruneVidError(
-                f"this machine has {here.gpu}, compute capability {here.compute_capability}, which is not {target.title} "
-                f"({target.compute_capability}): an engine is built on the device that runs it, so copy the bundle there "
-                "and build it there, or leave --device out to build for this GPU"
+                f"this machine has {here.gpu} of compute capability {here.compute_capability}, and not {target.title} "
+                f"({target.compute_capability}): an engine is built on the device that runs it, so copy the bundle "
+                "there and build it there, or leave --device out to build for this GPU"
             )
     if release < oldest:
         raise PruneVidError(

@@ -13,6 +13,7 @@ from typing import Any
 from prunevid.bundle import Manifest
 from prunevid.engines import EngineDevice
 from prunevid.errors import PruneVidError
+from prunevid.export.engine import plugins
 from prunevid.export.engine.profiles import Profile, shapes_of
 
 _MIB = 1 << 20
@@ -64,6 +65,10 @@ class Toolkit:
             driver=f"{driver // 1000}.{driver % 1000 // 10}",
         )
 
+    def register_plugins(self) -> None:
+        """Make the ``prunevid`` plugins known to TensorRT's parser and builder."""
+        plugins.register(self.device())
+
     def build(
         self,
         model: bytes,
@@ -81,7 +86,7 @@ class Toolkit:
         """
         backend = self._polygraphy
         with _polygraphy_errors(f"TensorRT {self.version} failed to build {graph}"):
-            builder, network = backend.create_network(strongly_typed=True)
+            builder, network = self._network(graph)
             parser = self._parse(network, model, path, graph)
             inputs = [network.get_input(index) for index in range(network.num_inputs)]
             shape_inputs = tuple(tensor.name for tensor in inputs if tensor.is_shape_tensor)
@@ -108,6 +113,15 @@ class Toolkit:
         """A Polygraphy runner of an engine's file under its profile of that number."""
         load = self._polygraphy.EngineFromPath(os.fspath(engine))
         return self._polygraphy.TrtRunner(load, name="TensorRT", optimization_profile=profile)
+
+    def _network(self, graph: str) -> Any:
+        try:
+            return self._polygraphy.create_network(strongly_typed=True)
+        except TypeError as error:  # what the bindings make of a builder that is null
+            raise PruneVidError(
+                f"TensorRT {self.version} cannot start its builder for {graph} ({error}): "
+                "its messages above say why; most often the driver is too old for it"
+            ) from error
 
     def _parse(self, network: Any, model: bytes, path: Path, graph: str) -> Any:
         logger = import_module("polygraphy.backend.trt.util").get_trt_logger()
@@ -136,12 +150,13 @@ class Toolkit:
         error, *values = getattr(self._cuda, function)(*arguments)
         if int(error):
             raise PruneVidError(
-                f"no NVIDIA GPU can be used here ({function}: {error.name}): engines are built on the device that runs them"
+                f"no NVIDIA GPU can be used here ({function}: {error.name}): "
+                "engines are built on the device that runs them"
             )
         return values[0]
 
     def _monitor(self, progress: BuildProgress) -> Any:
-        class Monitor(self._trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        class Monitor(self._trt.IProgressMonitor):  # type: ignore[name-defined]
             """Passes TensorRT's outermost phases on. Returning False stops the build."""
 
             def __init__(self) -> None:

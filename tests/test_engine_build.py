@@ -1,0 +1,330 @@
+"""Building engines: what is refused before, what the bundle holds after, and that a failure leaves it as it was.
+
+The builder itself needs a GPU. Here a stand-in for it takes down what it is asked to build.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from prunevid import bundle as bundles
+from prunevid.bundle import Manifest, open_bundle
+from prunevid.cli import main
+from prunevid.engines import EngineDevice, EngineSet, check_device
+from prunevid.errors import PruneVidError
+from prunevid.export.engine import cli as build_cli
+from prunevid.export.engine import profiles as build_profiles
+from prunevid.export.engine.builder import build
+from prunevid.export.engine.profiles import Profile
+from prunevid.export.engine.targets import LOCAL, TARGETS
+from prunevid.export.engine.toolkit import BuildProgress, BuildSettings, BuiltEngine
+from prunevid.kernels import MAX_FRAMES
+
+ORIN = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
+GRAPHS = ("vision_merge", "llm_pre", "select", "llm_post")
+SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("video_start",)}
+
+
+class StandIn:
+    """Takes TensorRT's place: notes every model that it is to build, and fails at ``failing`` if told to."""
+
+    def __init__(self, device: EngineDevice = ORIN, failing: str = "", error: BaseException | None = None) -> None:
+        self.version = device.tensorrt
+        self.models: dict[str, onnx.ModelProto] = {}
+        self.settings: list[BuildSettings] = []
+        self.has_plugins = False
+        self._device, self._failing, self._error = device, failing, error
+
+    def device(self) -> EngineDevice:
+        return self._device
+
+    def register_plugins(self) -> None:
+        self.has_plugins = True
+
+    def build(
+        self,
+        model: bytes,
+        path: Path,
+        manifest: Manifest,
+        graph: str,
+        profiles: Sequence[Profile],
+        settings: BuildSettings,
+        progress: BuildProgress,
+    ) -> BuiltEngine:
+        if graph == self._failing and self._error is not None:
+            raise self._error
+        assert path.is_file()
+        self.models[graph] = onnx.load_from_string(model)
+        self.settings.append(settings)
+        progress("phase", 1, 2)
+        data = json.dumps([graph, [profile.name for profile in profiles], self.version, settings.workspace]).encode()
+        return BuiltEngine(data, SHAPE_INPUTS.get(graph, ()))
+
+
+def run_build(path: Path, toolkit: StandIn, **options: Any) -> bundles.Bundle:
+    return build(path, toolkit=toolkit, **options)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def path(tiny_bundle: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    """A portable bundle that a test may change."""
+    return Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle"))
+
+
+def test_engines_become_part_of_the_bundle(path: Path) -> None:
+    before = contents(path)
+    told: list[tuple[str, str]] = []
+    toolkit = StandIn()
+    built = run_build(path, toolkit, progress=lambda graph, what, done, total: told.append((graph, what)))
+    opened = open_bundle(path)
+    assert opened.manifest == built.manifest
+    engines = opened.manifest.engines
+    assert engines is not None
+    assert engines.device == ORIN
+    assert set(engines.graphs) == set(GRAPHS) == set(toolkit.models)
+    for graph, engine in engines.graphs.items():
+        assert json.loads(opened.file(engine.file).read_bytes())[0] == graph
+        inputs = [spec.name for spec in opened.manifest.graphs[graph].inputs]
+        for profile in engine.profiles:
+            assert list(profile.shapes) == inputs
+            assert tuple(profile.values) == SHAPE_INPUTS.get(graph, ())
+    after = contents(path)
+    assert {name: after[name] for name in before if name != "manifest.json"} == {
+        name: data for name, data in before.items() if name != "manifest.json"
+    }
+    assert set(after) - set(before) == {engine.file for engine in engines.graphs.values()}
+    assert {graph for graph, _ in told} == set(GRAPHS)
+
+
+def test_the_manifest_of_engines_survives_being_written_and_read(path: Path) -> None:
+    run_build(path, StandIn())
+    data = json.loads((path / "manifest.json").read_text())
+    assert data["engines"]["device"] == dataclasses.asdict(ORIN)
+    data["engines"]["graphs"]["select"]["profiles"][0]["shapes"]["quota"]["minimum"] = ["one"]
+    (path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(PruneVidError, match=r"damaged .*quota.minimum\[0\] is a str"):
+        open_bundle(path)
+
+
+def test_models_come_with_plugins_where_tensorrt_takes_them(path: Path) -> None:
+    toolkit = StandIn()
+    run_build(path, toolkit)
+    assert all(not model.functions for model in toolkit.models.values())
+    domains = {node.domain for model in toolkit.models.values() for node in model.graph.node}
+    assert domains == {"", "prunevid"}
+    assert toolkit.has_plugins
+
+
+def test_models_have_standard_operators_alone_for_jetpack_6(path: Path) -> None:
+    toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
+    run_build(path, toolkit)
+    assert all(not model.functions for model in toolkit.models.values())
+    assert {node.domain for model in toolkit.models.values() for node in model.graph.node} == {""}
+    assert not toolkit.has_plugins
+
+
+def test_engines_that_are_there_already_are_kept(path: Path) -> None:
+    run_build(path, StandIn())
+    before = contents(path)
+    again = StandIn()
+    run_build(path, again)
+    assert not again.models
+    assert contents(path) == before
+    forced = StandIn()
+    run_build(path, forced, force=True)
+    assert set(forced.models) == set(GRAPHS)
+    assert contents(path) == before
+
+
+def test_what_did_not_change_is_kept(path: Path) -> None:
+    run_build(path, StandIn())
+    toolkit = StandIn()
+    run_build(path, toolkit, text=64)
+    assert set(toolkit.models) == set(GRAPHS) - {"vision_merge"}
+    assert len(list(path.glob("*.engine"))) == len(GRAPHS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": 3},
+        {"settings": BuildSettings(workspace=512)},
+        {"device": dataclasses.replace(ORIN, gpu="Orin NX")},
+        {"device": dataclasses.replace(ORIN, tensorrt="10.13.3.9")},
+    ],
+)
+def test_what_changed_is_built_again_and_replaces_the_old(path: Path, change: dict[str, Any]) -> None:
+    run_build(path, StandIn())
+    toolkit = StandIn(change.pop("device", ORIN))
+    run_build(path, toolkit, **change)
+    assert set(toolkit.models) == set(GRAPHS)
+    engines = open_bundle(path).manifest.engines
+    assert engines is not None
+    assert {p.name for p in path.glob("*.engine")} == {engine.file for engine in engines.graphs.values()}
+    assert engines.device == toolkit.device()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), PruneVidError("no"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("has_engines", [False, True])
+def test_a_build_that_fails_leaves_the_bundle_as_it_was(path: Path, error: BaseException, has_engines: bool) -> None:
+    if has_engines:
+        run_build(path, StandIn())
+    before = contents(path)
+    with pytest.raises((KeyboardInterrupt, PruneVidError)):
+        run_build(path, StandIn(failing="llm_post", error=error), frames=2)
+    assert contents(path) == before
+    assert not list(path.glob(".*"))
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_bundle_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(path)
+
+    def fail(folder: Path, manifest: Manifest) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("prunevid.export.engine.builder.write_manifest", fail)
+    with pytest.raises(PruneVidError, match="writing engines .* failed: No space left on device"):
+        run_build(path, StandIn())
+    assert contents(path) == before
+
+
+def test_other_dialects_are_refused(tiny_bundle: Callable[[str, str], Path]) -> None:
+    with pytest.raises(PruneVidError, match="'ort' dialect.*--dialect portable"):
+        run_build(tiny_bundle("qwen2", "ort"), StandIn())
+
+
+def test_half_precision_is_exported_and_not_made_here(path: Path) -> None:
+    with pytest.raises(PruneVidError, match="is in fp32.*--precision fp16"):
+        run_build(path, StandIn(), fp16=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "sentence"),
+    [
+        ("orin", dataclasses.replace(ORIN, gpu="NVIDIA H100", compute_capability="9.0"), "not a Jetson Orin"),
+        ("thor", ORIN, "not a Jetson Thor"),
+        ("thor", EngineDevice("10.3.0.30", "Thor", "11.0", "13.0"), "10.13 or newer is needed.*JetPack 7.1"),
+        (LOCAL, dataclasses.replace(ORIN, tensorrt="8.6.2.3"), "10.3 or newer is needed.*JetPack 6.2"),
+    ],
+)
+def test_machines_that_are_not_the_device(path: Path, name: str, device: EngineDevice, sentence: str) -> None:
+    toolkit = StandIn(device)
+    with pytest.raises(PruneVidError, match=sentence):
+        run_build(path, toolkit, device=name)
+    assert not toolkit.models
+
+
+@pytest.mark.parametrize("name", [*TARGETS, LOCAL])
+def test_the_device_at_hand_is_taken(path: Path, name: str) -> None:
+    capability = TARGETS[name].compute_capability if name in TARGETS else "12.0"
+    toolkit = StandIn(EngineDevice("10.16.0.72", "GPU", capability, "13.2"))
+    run_build(path, toolkit, device=name)
+    assert set(toolkit.models) == set(GRAPHS)
+
+
+def test_a_graph_that_tensorrt_could_not_parse_is_refused_before_anything_is_built(path: Path) -> None:
+    toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
+    with pytest.raises(PruneVidError, match=r"TensorRT 10\.3\.0\.30 cannot parse select: TopK .*3850.*fewer frames"):
+        run_build(path, toolkit, frames=154, text=200)
+    assert not toolkit.models
+
+
+def test_more_frames_than_the_kernels_take_are_refused(path: Path) -> None:
+    toolkit = StandIn()
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["prompt"]["max_positions"] = 10**6
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    most = MAX_FRAMES - build_profiles.FRAMES_AT_ONCE
+    with pytest.raises(PruneVidError, match=f"{most + 1} frames are too many for the plugins, .* up to {MAX_FRAMES}"):
+        run_build(path, toolkit, frames=most + 1)
+    run_build(path, toolkit, frames=most)
+
+
+@pytest.mark.parametrize(
+    ("here", "sentence"),
+    [
+        (dataclasses.replace(ORIN, tensorrt="10.16.1.11"), r"TensorRT is 10\.16\.1\.11, they need 10\.16\.0\.72"),
+        (dataclasses.replace(ORIN, gpu="Thor", compute_capability="11.0"), r"GPU is Thor \(sm_110\).*Orin \(sm_87\)"),
+        (dataclasses.replace(ORIN, driver="12.6"), r"CUDA version is 12\.6, they need 13\.2 or newer"),
+    ],
+)
+def test_engines_of_another_device_are_refused(here: EngineDevice, sentence: str) -> None:
+    engines = EngineSet(ORIN, {})
+    check_device(engines, ORIN)
+    check_device(engines, dataclasses.replace(ORIN, driver="13.10"))
+    with pytest.raises(PruneVidError, match=f"{sentence}.*build them again"):
+        check_device(engines, here)
+
+
+def test_altered_and_unlisted_engines_are_refused(path: Path) -> None:
+    built = run_build(path, StandIn())
+    engines = built.manifest.engines
+    assert engines is not None
+    file = path / engines.graphs["select"].file
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + b"!")
+    with pytest.raises(PruneVidError, match="was altered"):
+        open_bundle(path)
+    file.write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["files"][file.name]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PruneVidError, match="is not in its files"):
+        open_bundle(path)
+
+
+def test_without_tensorrt_the_command_says_what_to_install(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert main(["build", str(path)]) == 2
+    assert "tensorrt cannot be loaded" in (told := capsys.readouterr().err)
+    assert "python3-libnvinfer" in told
+    assert "pip install 'prunevid[tensorrt]'" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--workspace", "0"], "--workspace must be 1 MiB or more"),
+        (["--timing-cache", "/nowhere/at/all"], "there is no folder /nowhere/at"),
+        (["--frames", "0"], "frames must be 1 or more"),
+        (["--text", "3"], "text must be 32 or more"),
+        (["--fp16"], "--precision fp16"),
+    ],
+)
+def test_mistakes_are_told_before_tensorrt_is_looked_for(
+    path: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(path), *options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_command_knows_the_devices_and_the_text() -> None:
+    assert (LOCAL, *TARGETS) == build_cli._DEVICES
+    assert build_profiles.TEXT == build_cli._TEXT
+
+
+def test_building_needs_no_torch() -> None:
+    code = (
+        "import sys; import prunevid.export.engine.builder, prunevid.export.engine.toolkit; "
+        "print([name for name in ('torch', 'transformers', 'onnxscript', 'onnx_ir') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,42 @@
+"""Runs the Triton kernels on the CPU: in a process of its own, since Triton decides when it is imported how to run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+# run(operator, arrays, element type of the first, keyword arguments) -> result
+Run = Callable[..., Array]
+
+
+@contextmanager
+def interpreter() -> Iterator[Run]:
+    """A function that runs a kernel in the interpreter."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_interpret) as pool:
+        yield lambda *arguments, **settings: pool.submit(run, "cpu", *arguments, **settings).result()
+
+
+def run(device: str, operator: str, *arrays: Array, element: str = "float32", **settings: Any) -> Array:
+    """The operator's result for arrays on a torch device; element: the torch type that the first one is cast to."""
+    import torch
+
+    from prunevid.kernels import launch
+
+    first, *others = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
+    if first.is_floating_point():
+        first = first.to(getattr(torch, element))
+    result = getattr(launch, operator)(first, *others, **settings).cpu().numpy()
+    return np.asarray(result)
+
+
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"

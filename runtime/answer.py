@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,10 +20,21 @@ class Timings:
     stages: by name, in the order in which they ran: video (decoding), preprocess, vision, merge, prefix (llm_pre over
     everything before the question), question (llm_pre over the question), select, llm_post. A question about a
     video that was asked about before has no stage up to prefix. decode: one entry for every token after the first.
+    now: tells the moments at which stages begin and end; on a GPU they are its own, so that no stage waits for it.
     """
 
-    stages: dict[str, float] = field(default_factory=dict)
+    now: Callable[[], Any] = perf_counter
     decode: list[float] = field(default_factory=list)
+    _stages: dict[str, float] = field(default_factory=dict)
+    _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of every stage; on a GPU, waits for the last of them."""
+        for name, begin, end in self._spans:
+            self._stages[name] = self._stages.get(name, 0.0) + (end - begin)
+        self._spans.clear()
+        return self._stages
 
     @property
     def first_token(self) -> float:
@@ -43,9 +54,9 @@ class Timings:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a block as the stage ``name``."""
-        start = perf_counter()
+        begin = self.now()
         yield
-        self.stages[name] = self.stages.get(name, 0.0) + perf_counter() - start
+        self._spans.append((name, begin, self.now()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, in seconds."""

@@ -1,7 +1,8 @@
 """The chain of engines, stage by stage: vision, merge, llm_pre, select, llm_post over one bundle's graphs.
 
-Every method runs one stage and keeps no state: what goes from stage to stage are arrays and KV caches. The order of
-the stages, and what is reused between questions, is :mod:`prunevid.runtime.session`'s business.
+Every method runs one stage and keeps no state: what goes from stage to stage are arrays and KV caches, which stay where
+the graphs run; only what is small and decides about more comes to the host. The order of the stages, and what is reused
+between questions, is :mod:`prunevid.runtime.session`'s business.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ import numpy as np
 
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
+from prunevid.runtime.arrays import Array
 from prunevid.runtime.backend import Backend
-from prunevid.runtime.kv_cache import KvCache
+from prunevid.runtime.kv_cache import KvCache, RowBuffer
 
 # Frames that the vision tower encodes at once: enough rows for full speed, few enough that the activations of a
 # long video never exist together.
 _FRAMES_AT_ONCE = 4
 # Rows that a decoder segment takes at once. ONNX Runtime's attention computes every score of its rows against all
 # rows so far and masks the later ones: in blocks, what lies behind a block is never computed, nor held in memory.
-_ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class VideoTokens:
     """A video as the language model will see it.
 
-    tokens [V, C] of the bundle's dtype; group int64 [V], ascending, the group each token belongs to; patch_to_token
-    int64 [T, N], where each patch went; frame_segment int64 [T], the segment of each frame.
+    tokens [V, C] of the bundle's dtype, where the graphs run; on the host: group int64 [V], ascending, the group each
+    token belongs to; patch_to_token int64 [T, N], where each patch went; frame_segment int64 [T], the segment of each
+    frame.
     """
 
-    tokens: np.ndarray
+    tokens: Array
     group: np.ndarray
     patch_to_token: np.ndarray
     frame_segment: np.ndarray
@@ -43,9 +46,9 @@ class Selection:
     """What select kept: which visual tokens int64 [R], their hidden states and all text's [1, rows, C], the rows'
     positions int64 [1, rows], and the KV of llm_pre's layers, cut to those rows."""
 
-    kept: np.ndarray
-    hidden: np.ndarray
-    position_ids: np.ndarray
+    kept: Array
+    hidden: Array
+    position_ids: Array
     cache: KvCache
 
 
@@ -55,8 +58,10 @@ class Chain:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.manifest = bundle.manifest
         self.backend = backend.name
+        self.memory, self.now = backend.memory, backend.now
+        self._backend = backend
         self._shape = self.manifest.model.decoder
-        graphs = {name: backend.load(bundle.file(spec.file)) for name, spec in self.manifest.graphs.items()}
+        graphs = {name: backend.load(bundle, name) for name in self.manifest.graphs}
         self._vision_merge, self._llm_pre = graphs["vision_merge"], graphs["llm_pre"]
         self._select, self._llm_post = graphs["select"], graphs["llm_post"]
         table = self.manifest.embeddings
@@ -68,7 +73,11 @@ class Chain:
 
     def new_cache(self, layers: Sequence[int], capacity: int) -> KvCache:
         """An empty KV cache of ``layers`` with room for ``capacity`` rows."""
-        return KvCache(self.manifest.dialect, layers, self._shape, capacity, self.dtype)
+        return KvCache(self._backend, self.manifest.dialect, layers, self._shape, capacity, self.dtype)
+
+    def new_hidden(self, rows: int) -> RowBuffer:
+        """Room for the hidden states of ``rows`` rows, [1, rows, C]."""
+        return RowBuffer(self.memory, 1, rows, self._shape.hidden_size, self.dtype)
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Embeddings [n, C] of token ids."""
@@ -79,18 +88,28 @@ class Chain:
         """The vector [1, C] that stands behind a video."""
         return self.embed([self.manifest.embeddings.image_newline])
 
-    def encode(self, pixel_values: np.ndarray) -> np.ndarray:
+    def embed_prefix(self, ids: Sequence[int] | np.ndarray, video: VideoTokens) -> Array:
+        """Embeddings [n, C] of all that stands before a question: text, visual tokens, image_newline."""
+        visual = int(video.tokens.shape[0])
+        embeds = self.memory.empty((len(ids) + visual + 1, self._shape.hidden_size), self.dtype)
+        self.memory.copy(self.embed(ids), embeds[: len(ids)])
+        self.memory.copy(video.tokens, embeds[len(ids) : len(ids) + visual])
+        self.memory.copy(self.image_newline, embeds[len(ids) + visual :])
+        return embeds
+
+    def encode(self, pixel_values: np.ndarray) -> Array:
         """Features [T, N, C] of pixel values float32 [T, 3, size, size]: tower, projector and pooling.
 
         The graph merges each batch of frames on the way, which is dropped: a merge over few frames costs next to
         nothing beside their encoding (docs/benchmarks.md has the figure).
         """
         spec = self.manifest.model
-        features = np.empty((len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size), self.dtype)
+        shape = (len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size)
+        features = self.memory.empty(shape, self.dtype)
         none = features[:0]
         for start in range(0, len(pixel_values), _FRAMES_AT_ONCE):
             stop = min(start + _FRAMES_AT_ONCE, len(pixel_values))
-            feeds = {
+            feeds: dict[str, Array] = {
                 "pixel_values": pixel_values[start:stop],
                 "past_features": none,
                 **self._settings(self.manifest.prune, stop - start),
@@ -98,88 +117,108 @@ class Chain:
             self._vision_merge.run(feeds, {"features": features[start:stop]})
         return features
 
-    def merge(self, features: np.ndarray, prune: PruneConfig) -> VideoTokens:
+    def merge(self, features: Array, prune: PruneConfig) -> VideoTokens:
         """Merge features [T, N, C] into visual tokens: the second half of vision_merge, with no new frame."""
         size = self.manifest.preprocessing.size
-        feeds = {
+        feeds: dict[str, Array] = {
             "pixel_values": np.empty((0, 3, size, size), np.float32),
             "past_features": features,
             **self._settings(prune, len(features)),
         }
         names = ("video_tokens", "token_group", "patch_to_token", "frame_segment")
         merged = self._vision_merge.run(feeds, dict.fromkeys(names))
-        return VideoTokens(*(merged[name] for name in names))
+        # How many tokens there are is known only now; what is small and decides about more comes to the host.
+        return VideoTokens(merged["video_tokens"], *(self.memory.download(merged[name]) for name in names[1:]))
 
-    def unmerged(self, features: np.ndarray) -> VideoTokens:
+    def unmerged(self, features: Array) -> VideoTokens:
         """Features [T, N, C] as they are, each frame a group of its own: what merging is compared with."""
         frames, tokens, channels = features.shape
         index = np.arange(frames * tokens, dtype=np.int64)
         return VideoTokens(
-            features.reshape(-1, channels),
+            features.reshape(frames * tokens, channels),
             index // tokens,
             index.reshape(frames, tokens),
             np.zeros(frames, np.int64),
         )
 
     def run_pre(
-        self, embeds: np.ndarray, cache: KvCache, position: int, *, scored: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        embeds: Array,
+        cache: KvCache,
+        position: int,
+        *,
+        hidden: Array | None = None,
+        scored: bool = False,
+    ) -> tuple[Array, Array | None]:
         """Layers 0 to M over ``embeds`` [S, C] at positions from ``position`` on, behind what the cache holds.
 
-        Returns hidden [1, S, C] and, if these rows are the question (``scored``), its scores, float32 of every row so
-        far; else no scores.
+        Returns hidden [1, S, C], written into ``hidden`` where that is given, and, if these rows are the question
+        (``scored``), its scores, float32 of every row so far; else None.
         """
-        hidden = np.empty((1, len(embeds), embeds.shape[1]), self.dtype)
-        scores = np.zeros(cache.length + len(embeds) if scored else 0, np.float32)
-        for start in range(0, len(embeds), _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, len(embeds))
+        count, channels = embeds.shape
+        if hidden is None:
+            hidden = self.memory.empty((1, count, channels), self.dtype)
+        scores: Array | None = None
+        for start in range(0, count, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, count)
+            rows = stop - start
+            decoding = rows == 1 and not scored
             # The graph scores from this row on whether or not it is asked to; the last row alone costs nothing.
-            first_asking = 0 if scored else stop - start - 1
+            first_asking = 0 if scored else rows - 1
             feeds = {
-                "inputs_embeds": np.ascontiguousarray(embeds[start:stop])[None],
-                "position_ids": positions(position + start, stop - start),
+                "inputs_embeds": embeds[start:stop].reshape(1, rows, channels),
+                "position_ids": positions(position + start, rows),
                 "past_length": np.array([cache.length], np.int64),
                 "question_start": np.array([first_asking], np.int64),
-                **cache.past(),
+                **cache.past(decoding=decoding),
             }
-            outputs: dict[str, np.ndarray | None] = {
+            outputs: dict[str, Array | None] = {
                 "hidden": hidden[:, start:stop],
-                **cache.present(stop - start),
+                **cache.present(rows, decoding=decoding),
             }
             if scored:
-                outputs["question_scores"] = None
+                outputs["question_scores"] = self.memory.empty((cache.length + rows,), np.dtype(np.float32))
             computed = self._llm_pre.run(feeds, outputs)
-            cache.advance(stop - start)
+            cache.advance(rows)
             if scored:
-                np.maximum(scores[: cache.length], computed["question_scores"], out=scores[: cache.length])
+                scores = self._largest_scores(scores, computed["question_scores"])
         return hidden, scores
 
-    def run_post(self, hidden: np.ndarray, cache: KvCache, position_ids: np.ndarray) -> np.ndarray:
+    def _largest_scores(self, earlier: Array | None, later: Array) -> Array:
+        """Scores of a question whose first blocks gave ``earlier``, of fewer rows."""
+        if earlier is None:
+            return later
+        first, both = self.memory.download(earlier), self.memory.download(later)
+        np.maximum(both[: len(first)], first, out=both[: len(first)])
+        return both
+
+    def run_post(self, hidden: Array, cache: KvCache, position_ids: Array) -> np.ndarray:
         """The layers behind M over hidden [1, S, C] at ``position_ids`` int64 [1, S], behind what the cache holds.
 
         Returns the last row's logits, float32 [vocab].
         """
-        logits = np.empty((1, self._shape.vocab_size), np.float32)
-        for start in range(0, hidden.shape[1], _ROWS_AT_ONCE):
-            block = hidden[:, start : start + _ROWS_AT_ONCE]
-            rows = block.shape[1]
+        logits = self.memory.empty((1, self._shape.vocab_size), np.dtype(np.float32))
+        for start in range(0, hidden.shape[1], ROWS_AT_ONCE):
+            block = hidden[:, start : start + ROWS_AT_ONCE]
+            rows = int(block.shape[1])
+            decoding = rows == 1
             feeds = {
                 "hidden": block,
                 "position_ids": position_ids[:, start : start + rows],
                 "past_length": np.array([cache.length], np.int64),
-                **cache.past(),
+                **cache.past(decoding=decoding),
             }
-            self._llm_post.run(feeds, {"logits": logits, **cache.present(rows)})
+            self._llm_post.run(feeds, {"logits": logits, **cache.present(rows, decoding=decoding)})
             cache.advance(rows)
-        row: np.ndarray = logits[0]
+        row: np.ndarray = self.memory.download(logits)[0]
         return row
 
     def run_select(
         self,
-        scores: np.ndarray,
+        scores: Array,
         video: VideoTokens,
         start: int,
-        hidden: np.ndarray,
+        hidden: Array,
         cache: KvCache,
         prune: PruneConfig,
         room: int,
@@ -189,9 +228,10 @@ class Chain:
         ``cache`` and ``hidden`` [1, T, C] hold all rows; the new cache has ``room`` rows left for decoding.
         """
         group, quota = _quotas(video.group, prune)
-        rows = hidden.shape[1] - len(group) + int(quota.sum())
+        kept = int(quota.sum())
+        rows = int(hidden.shape[1]) - len(group) + kept
         kept_cache = self.new_cache(self.pre_layers, rows + room)
-        feeds = {
+        feeds: dict[str, Array] = {
             "question_scores": scores,
             "token_group": group,
             "quota": quota,
@@ -201,10 +241,15 @@ class Chain:
         }
         if "capacity" in self._select.inputs:
             feeds["capacity"] = np.array([kept_cache.capacity], np.int64)
-        outputs = dict.fromkeys(("kept", "position_ids", "kept_hidden"))
-        computed = self._select.run(feeds, {**outputs, **kept_cache.present(rows)})
+        # The quotas tell how many there will be, so that nobody has to wait for them.
+        outputs: dict[str, Array] = {
+            "kept": self.memory.empty((kept,), np.dtype(np.int64)),
+            "position_ids": self.memory.empty((1, rows), np.dtype(np.int64)),
+            "kept_hidden": self.memory.empty((1, rows, self._shape.hidden_size), self.dtype),
+        }
+        self._select.run(feeds, {**outputs, **kept_cache.present(rows)})
         kept_cache.advance(rows)
-        return Selection(computed["kept"], computed["kept_hidden"], computed["position_ids"], kept_cache)
+        return Selection(outputs["kept"], outputs["kept_hidden"], outputs["position_ids"], kept_cache)
 
     def _settings(self, prune: PruneConfig, frames: int) -> dict[str, np.ndarray]:
         return {

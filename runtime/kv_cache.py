@@ -1,4 +1,4 @@
-"""The KV cache of a range of layers, in buffers that are allocated once and written in place."""
+"""The KV cache of a range of layers, in one buffer that is allocated once and written in place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunevid.cost import DecoderShape
+from prunevid.runtime.arrays import Array, Memory
+from prunevid.runtime.backend import Backend
+
+
+class RowBuffer:
+    """Rows of several planes, ``array`` [planes, capacity, width], zeros at first; they can be moved to longer ones."""
+
+    def __init__(self, memory: Memory, planes: int, capacity: int, width: int, dtype: np.dtype) -> None:
+        self._memory = memory
+        self.array = memory.zeros((planes, capacity, width), dtype)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that there is room for."""
+        return int(self.array.shape[1])
+
+    def reserve(self, rows: int, used: int) -> None:
+        """Make room for ``rows`` rows in all, moving the first ``used`` where the buffer is too short."""
+        if rows <= self.capacity:
+            return
+        planes, _, width = self.array.shape
+        longer = self._memory.zeros((planes, rows, width), self.array.dtype)
+        self._memory.copy(self.array[:, :used], longer[:, :used])
+        self.array = longer
 
 
 class KvCache:
@@ -15,22 +39,40 @@ class KvCache:
     How the rows lie depends on the dialect that the graphs are written in. ``ort``: [1, kv_heads, capacity, head_dim],
     one buffer given to the graph as past and as present. ``portable``: [1, capacity, kv_heads, head_dim], the rows in
     use are given as past, and the rows behind them as the place for the new ones.
+
+    A backend may want more rows given as past to a decode step than are in use (:meth:`Backend.past_rows`): they are
+    zeros or rows that were rewound, finite either way, and the graph masks them. The new row then has a place aside,
+    always the same, and is copied from there.
     """
 
     def __init__(
-        self, dialect: str, layers: Sequence[int], shape: DecoderShape, capacity: int, dtype: np.dtype
+        self,
+        backend: Backend,
+        dialect: str,
+        layers: Sequence[int],
+        shape: DecoderShape,
+        capacity: int,
+        dtype: np.dtype,
     ) -> None:
         self.length = 0
-        self.capacity = capacity
-        self._row_axis = {"ort": 2, "portable": 1}[dialect]
+        self._backend = backend
+        self._in_place = {"ort": True, "portable": False}[dialect]
         self._layers = tuple(layers)
+        self._heads, self._head_dim = shape.kv_heads, shape.head_dim
         self._row_bytes = 2 * len(self._layers) * shape.kv_heads * shape.head_dim * dtype.itemsize
-        dims = [1, shape.kv_heads, shape.head_dim]
-        dims.insert(self._row_axis, capacity)
-        # Zeros cost no memory until a page is written to.
-        self._buffers = {
-            f"{kind}.{layer}": np.zeros(dims, dtype) for layer in self._layers for kind in ("key", "value")
-        }
+        # In the ort dialect every head is a plane of its own.
+        self._planes, width = (self._heads, self._head_dim) if self._in_place else (1, self._heads * self._head_dim)
+        planes = 2 * len(self._layers) * self._planes
+        self._rows = RowBuffer(backend.memory, planes, self._whole(capacity), width, dtype)
+        self._arrays = self._by_name(self._rows.array)
+        self._aside = backend.memory.empty((planes, 1, width), dtype)
+        self._arrays_aside = self._by_name(self._aside)
+        self._is_aside = False
+
+    @property
+    def capacity(self) -> int:
+        """Rows that there is room for."""
+        return self._rows.capacity
 
     @property
     def nbytes(self) -> int:
@@ -38,17 +80,11 @@ class KvCache:
         return self.length * self._row_bytes
 
     def reserve(self, rows: int) -> None:
-        """Make room for ``rows`` rows in all, moving the rows in use where the buffers are too small."""
-        if rows <= self.capacity:
-            return
-        for name, old in self._buffers.items():
-            dims = list(old.shape)
-            dims[self._row_axis] = rows
-            new = np.zeros(dims, old.dtype)
-            used = (slice(None),) * self._row_axis + (slice(0, self.length),)
-            new[used] = old[used]
-            self._buffers[name] = new
-        self.capacity = rows
+        """Make room for ``rows`` rows in all, moving the rows in use where the buffer is too short."""
+        whole = self._whole(rows)
+        if whole > self.capacity:
+            self._rows.reserve(whole, self.length)
+            self._arrays = self._by_name(self._rows.array)
 
     def rewind(self, length: int) -> None:
         """Forget all rows behind the first ``length``."""
@@ -56,20 +92,45 @@ class KvCache:
             raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
         self.length = length
 
-    def past(self) -> dict[str, np.ndarray]:
-        """Graph inputs: the rows in use (in the ``ort`` dialect, the buffers that hold them)."""
-        return {f"past_{name}": self._rows(buffer, 0, self.length) for name, buffer in self._buffers.items()}
+    def past(self, *, decoding: bool = False) -> dict[str, Array]:
+        """Graph inputs: the rows in use (in the ``ort`` dialect, the buffers that hold them).
 
-    def present(self, rows: int) -> dict[str, np.ndarray]:
-        """Graph outputs: where ``rows`` new rows go. Call :meth:`advance` when they are written."""
+        decoding: this is a decode step, which may be given more rows.
+        """
+        given = self._given(decoding)
+        return {f"past_{name}": self._slice(array, 0, given) for name, array in self._arrays.items()}
+
+    def present(self, rows: int, *, decoding: bool = False) -> dict[str, Array]:
+        """Graph outputs: where ``rows`` new rows go. Call :meth:`advance` when that is done."""
         if self.length + rows > self.capacity:
             raise ValueError(f"{rows} rows do not fit behind {self.length} of {self.capacity}")
+        self._is_aside = self._given(decoding) > self.length
+        if self._is_aside:
+            return {f"present_{name}": array for name, array in self._arrays_aside.items()}
         start, stop = self.length, self.length + rows
-        return {f"present_{name}": self._rows(buffer, start, stop) for name, buffer in self._buffers.items()}
+        return {f"present_{name}": self._slice(array, start, stop) for name, array in self._arrays.items()}
 
     def advance(self, rows: int) -> None:
         """Count ``rows`` more rows as in use."""
+        if self._is_aside:
+            self._backend.memory.copy(self._aside, self._rows.array[:, self.length : self.length + rows])
         self.length += rows
 
-    def _rows(self, buffer: np.ndarray, start: int, stop: int) -> np.ndarray:
-        return buffer if self._row_axis == 2 else buffer[:, start:stop]
+    def _whole(self, rows: int) -> int:
+        """Rows to have room for, so that ``rows`` can be in use and be given as past."""
+        return rows if self._in_place else max(rows, self._backend.past_rows(rows))
+
+    def _given(self, decoding: bool) -> int:
+        return self._backend.past_rows(self.length) if decoding and not self._in_place else self.length
+
+    def _by_name(self, planes: Array) -> dict[str, Array]:
+        rows = int(planes.shape[1])
+        shape = (1, self._heads, rows, self._head_dim) if self._in_place else (1, rows, self._heads, self._head_dim)
+        names = [f"{kind}.{layer}" for layer in self._layers for kind in ("key", "value")]
+        return {
+            name: planes[number * self._planes : (number + 1) * self._planes].reshape(*shape)
+            for number, name in enumerate(names)
+        }
+
+    def _slice(self, array: Array, start: int, stop: int) -> Array:
+        return array if self._in_place else array[:, start:stop]

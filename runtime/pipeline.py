@@ -33,11 +33,12 @@ def load(
 ) -> Pipeline:
     """Load a bundle's graphs.
 
-    backend: ``auto`` or ``ort-cpu``. threads: CPU threads, by default one per core. verify: also hash every file of
+    backend: ``auto`` (see :func:`prunevid.runtime.backend.choose_backend`), ``ort-cpu``, ``ort-cuda``,
+    ``ort-tensorrt`` or ``tensorrt``. threads: CPU threads, by default one per core. verify: also hash every file of
     the bundle. Raises PruneVidError where the bundle is damaged or the backend cannot run it.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
-    return Pipeline(opened, Chain(opened, choose_backend(backend, threads)))
+    return Pipeline(opened, Chain(opened, choose_backend(backend, opened, threads)))
 
 
 class Pipeline:
@@ -59,7 +60,7 @@ class Pipeline:
         cannot be read.
         """
         settings = resolve_prune(self.bundle.manifest.prune, prune)
-        timings = Timings()
+        timings = Timings(self.chain.now)
         with timings.stage("video"):
             sampled = read_frames(video, self.bundle.manifest.frames if frames is None else frames)
         with timings.stage("preprocess"):

@@ -12,6 +12,7 @@ from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
+from prunevid.runtime.arrays import Array
 from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
 from prunevid.runtime.kv_cache import KvCache
 from prunevid.runtime.prompt import ChatPrompt
@@ -25,7 +26,8 @@ _QUESTION_ROOM = 256
 class VideoSession:
     """A video that questions can be asked about. Made by :meth:`prunevid.runtime.Pipeline.open`.
 
-    video: the visual tokens; prune: the pruning settings, None to prune nothing.
+    video: the visual tokens; prune: the pruning settings, None to prune nothing; prefix_rows: rows before the question
+    (text, visual tokens, image_newline).
     """
 
     def __init__(
@@ -43,24 +45,21 @@ class VideoSession:
         self.prune = prune
         self.skipped_frames = skipped_frames
         self._chain, self._prompt = chain, prompt
-        self._opening = opening or Timings()
+        self._opening = opening or Timings(chain.now)
         self._questions = 0
         # Any question will do: what stands before the video does not depend on it.
         prefix = prompt.encode("?").prefix
         self._text_before = len(prefix)
         rows = len(prefix) + len(video.tokens) + 1
+        self.prefix_rows = rows
         self._check_length(rows, "the video takes")
         self._pre_cache = chain.new_cache(chain.pre_layers, rows + _QUESTION_ROOM)
         with self._opening.stage("prefix"):
-            embeds = np.concatenate([chain.embed(prefix), video.tokens, chain.image_newline])
-            self._prefix_hidden, _ = chain.run_pre(embeds, self._pre_cache, 0)
+            # The question's rows will stand behind the prefix's.
+            self._hidden = chain.new_hidden(rows + _QUESTION_ROOM)
+            chain.run_pre(chain.embed_prefix(prefix, video), self._pre_cache, 0, hidden=self._hidden.array[:, :rows])
         # Only used when nothing is pruned: then the later layers' KV of the video serves every question, too.
         self._post_cache: KvCache | None = None
-
-    @property
-    def prefix_rows(self) -> int:
-        """Rows before the question: text, visual tokens, image_newline."""
-        return int(self._prefix_hidden.shape[1])
 
     def ask(self, question: str, sampling: SamplingConfig | None = None) -> Answer:
         """Answer a question. Raises PruneVidError where it is empty, too long, or holds special tokens."""
@@ -79,7 +78,7 @@ class VideoSession:
         self._check_length(self.prefix_rows + len(ids) + sampling.max_new_tokens, "video, question and answer take")
         self._questions += 1
         number = self._questions
-        timings, self._opening = self._opening, Timings()
+        timings, self._opening = self._opening, Timings(self._chain.now)
         return AnswerStream(
             chain=self._chain,
             prompt=self._prompt,
@@ -90,7 +89,7 @@ class VideoSession:
             skipped_frames=self.skipped_frames,
         )
 
-    def choose_scores(self, scores: np.ndarray) -> np.ndarray:
+    def choose_scores(self, scores: Array) -> Array:
         """The scores by which visual tokens are kept, float32 of every row: the question's attention at layer M."""
         return scores
 
@@ -105,8 +104,9 @@ class VideoSession:
         self._check_length(self.prefix_rows + len(ids), "video and question take")
         self._questions += 1
         settings = self.prune or PruneConfig.disabled()
-        scores, selection = self._run_question(self._chain.embed(ids), settings, 0, Timings())
-        return scores[self._text_before :][: len(self.video.tokens)], selection.kept
+        scores, selection = self._run_question(self._chain.embed(ids), settings, 0, Timings(self._chain.now))
+        of_video = self._chain.memory.download(scores)[self._text_before :][: len(self.video.tokens)]
+        return of_video, self._chain.memory.download(selection.kept)
 
     def _prefill(self, ids: np.ndarray, room: int, timings: Timings) -> Prefilled:
         """Run a question's rows and everything behind them, leaving ``room`` rows for the answer."""
@@ -123,43 +123,45 @@ class VideoSession:
 
     def _run_question(
         self, embeds: np.ndarray, prune: PruneConfig, room: int, timings: Timings
-    ) -> tuple[np.ndarray, Selection]:
+    ) -> tuple[Array, Selection]:
         """Layers 0 to M over a question's rows [S, C], then select: the scores it chose by, of every row, and what it
         kept."""
-        start = self.prefix_rows
-        self._pre_cache.rewind(start)
-        self._pre_cache.reserve(start + len(embeds) + room)
         with timings.stage("question"):
-            hidden, scores = self._chain.run_pre(embeds, self._pre_cache, start, scored=True)
+            hidden, scores = self._run_rows(embeds, len(embeds), scored=True)
+        assert scores is not None  # they were asked for
         with timings.stage("select"):
             scores = self.choose_scores(scores)
             selection = self._chain.run_select(
-                scores,
-                self.video,
-                self._text_before,
-                np.concatenate([self._prefix_hidden, hidden], axis=1),
-                self._pre_cache,
-                prune,
-                room,
+                scores, self.video, self._text_before, hidden, self._pre_cache, prune, room
             )
         return scores, selection
 
     def _prefill_unpruned(self, embeds: np.ndarray, room: int, timings: Timings) -> Prefilled:
-        start, rows = self.prefix_rows, len(embeds)
-        self._pre_cache.rewind(start)
-        self._pre_cache.reserve(start + rows + room)
+        start, total = self.prefix_rows, self.prefix_rows + len(embeds)
         with timings.stage("question"):
-            hidden, _ = self._chain.run_pre(embeds, self._pre_cache, start)
+            hidden, _ = self._run_rows(embeds, len(embeds) + room)
         first = 0 if self._post_cache is None else start
         if self._post_cache is None:
-            self._post_cache = self._chain.new_cache(self._chain.post_layers, start + rows + room)
-            hidden = np.concatenate([self._prefix_hidden, hidden], axis=1)
+            self._post_cache = self._chain.new_cache(self._chain.post_layers, total + room)
         self._post_cache.rewind(first)
-        self._post_cache.reserve(start + rows + room)
+        self._post_cache.reserve(total + room)
         with timings.stage("llm_post"):
-            logits = self._chain.run_post(hidden, self._post_cache, positions(first, start + rows - first))
-        counts = self._token_counts(len(self.video.tokens), rows)
-        return Prefilled(logits, start + rows, self._pre_cache, self._post_cache, counts, pruned=False)
+            logits = self._chain.run_post(hidden[:, first:], self._post_cache, positions(first, total - first))
+        counts = self._token_counts(len(self.video.tokens), len(embeds))
+        return Prefilled(logits, total, self._pre_cache, self._post_cache, counts, pruned=False)
+
+    def _run_rows(self, embeds: np.ndarray, room: int, *, scored: bool = False) -> tuple[Array, Array | None]:
+        """Layers 0 to M over a question's rows [S, C] in a cache with ``room`` rows behind the prefix.
+
+        Returns hidden [1, rows, C] of the prefix and the question, and the question's scores if asked for.
+        """
+        start, total = self.prefix_rows, self.prefix_rows + len(embeds)
+        self._pre_cache.rewind(start)
+        self._pre_cache.reserve(start + room)
+        self._hidden.reserve(total, start)
+        hidden = self._hidden.array[:, :total]
+        _, scores = self._chain.run_pre(embeds, self._pre_cache, start, hidden=hidden[:, start:], scored=scored)
+        return hidden, scores
 
     def _token_counts(self, kept: int, question_rows: int) -> TokenCounts:
         """Tokens before and after each stage; image_newline counts as text behind the video."""

@@ -69,7 +69,7 @@ def load(tiny_bundle: Callable[[str, str], Path]) -> Load:
     @cache
     def loaded(name: str, dialect: str) -> tuple[Pipeline, RecordingChain]:
         bundle = open_bundle(tiny_bundle(name, dialect))
-        chain = RecordingChain(bundle, choose_backend("auto", threads=1))
+        chain = RecordingChain(bundle, choose_backend("auto", bundle, threads=1))
         return Pipeline(bundle, chain), chain
 
     return loaded

@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 
 from prunevid.cost import DecoderShape
+from prunevid.runtime.backend_ort import OrtCpuBackend
 from prunevid.runtime.kv_cache import KvCache
 
 SHAPE = DecoderShape(layers=4, hidden_size=32, intermediate_size=64, heads=4, kv_heads=2, head_dim=8, vocab_size=50)
 ROW_AXIS = {"ort": 2, "portable": 1}
 
 
-def cache(dialect: str, capacity: int = 6) -> KvCache:
-    return KvCache(dialect, range(1, 3), SHAPE, capacity, np.dtype(np.float32))
+class Padding(OrtCpuBackend):
+    """Gives decode steps multiples of four rows as past."""
+
+    def past_rows(self, length: int) -> int:
+        return -(-length // 4) * 4
+
+
+def cache(dialect: str, capacity: int = 6, backend: OrtCpuBackend | None = None) -> KvCache:
+    return KvCache(backend or OrtCpuBackend(), dialect, range(1, 3), SHAPE, capacity, np.dtype(np.float32))
 
 
 def write(kv: KvCache, dialect: str, values: list[float]) -> None:
@@ -99,3 +107,29 @@ def test_too_many_rows_and_rewinding_forwards_are_refused() -> None:
         kv.present(3)
     with pytest.raises(ValueError, match="cannot rewind"):
         kv.rewind(1)
+
+
+def test_a_decode_step_may_be_given_more_rows_than_are_in_use() -> None:
+    kv = cache("portable", capacity=6, backend=Padding())
+    assert kv.capacity == 8
+    write(kv, "portable", [1, 2, 3, 4, 5])
+    past = kv.past(decoding=True)["past_value.2"]
+    assert past[0, :, 0, 0].tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert kv.past()["past_value.2"].shape[1] == 5
+
+
+def test_a_decode_step_that_is_given_more_rows_writes_aside_what_then_follows_the_rows_in_use() -> None:
+    kv = cache("portable", capacity=6, backend=Padding())
+    write(kv, "portable", [1, 2])
+    places = []
+    for value in (3.0, 4.0, 5.0, 6.0):
+        past = kv.past(decoding=True)["past_value.2"]
+        targets = kv.present(1, decoding=True)
+        for target in targets.values():
+            assert not np.shares_memory(target, past)
+            target[...] = value
+        kv.advance(1)
+        places.append(targets["present_value.2"].ctypes.data)
+    assert rows(kv, "portable") == [1, 2, 3, 4, 5, 6]
+    # Four rows in use need no filling up, so the fifth was written straight behind them.
+    assert places[0] == places[1] == places[3] != places[2]

@@ -178,7 +178,7 @@ def test_taking_rows_in_blocks_changes_nothing(
     options = {"temperature": 1.0, "seed": 2, "max_new_tokens": 8}
     whole = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
     # Fewer rows than the question has, so that its scores come from several blocks, too.
-    monkeypatch.setattr("prunevid.runtime.chain._ROWS_AT_ONCE", 29)
+    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", 29)
     blocks = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
     assert [answer.token_ids for answer in blocks] == [answer.token_ids for answer in whole]
     assert [answer.token_counts for answer in blocks] == [answer.token_counts for answer in whole]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
-from prunevid.runtime.backend import OrtCpuBackend
+from prunevid.runtime.backend_ort import OrtCpuBackend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.profile.records import GraphOperators, Operator

@@ -1,0 +1,121 @@
+"""Arrays that the chain hands from graph to graph, and the memory that they lie in.
+
+On the CPU an array is a NumPy array, and nothing here costs anything. On a device it is a :class:`DeviceArray`: a place
+in memory that this process must not read. The chain treats both alike: it slices, reshapes, copies and binds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class DeviceArray:
+    """An array on a device: rows of ``shape[0]`` blocks that lie ``pitch`` bytes apart.
+
+    pointer: address of the first element. owner: kept alive as long as any array of its memory is. Slicing with step
+    1 along the first axis, or along the second (``array[:, a:b]``), makes a view; so does :meth:`reshape`.
+    """
+
+    __slots__ = ("dtype", "owner", "pitch", "pointer", "shape")
+
+    def __init__(
+        self, pointer: int, shape: Sequence[int], dtype: np.dtype, owner: object, pitch: int | None = None
+    ) -> None:
+        self.pointer, self.shape, self.dtype, self.owner = pointer, tuple(shape), dtype, owner
+        self.pitch = prod(self.shape[1:]) * dtype.itemsize if pitch is None else pitch
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its elements lie one after the other, as a graph wants them."""
+        block = prod(self.shape[1:]) * self.dtype.itemsize
+        return not self.shape or self.shape[0] == 1 or self.pitch == block or self.nbytes == 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | tuple[slice, slice]) -> DeviceArray:
+        """A view of some rows: ``array[a:b]`` or ``array[:, a:b]``."""
+        if isinstance(key, slice):
+            start, stop = _bounds(key, self.shape[0])
+            return DeviceArray(
+                self.pointer + start * self.pitch, (stop - start, *self.shape[1:]), self.dtype, self.owner, self.pitch
+            )
+        everything, rows = key
+        if everything != slice(None):
+            raise IndexError("a device array is sliced along one axis at a time")
+        start, stop = _bounds(rows, self.shape[1])
+        offset = start * prod(self.shape[2:]) * self.dtype.itemsize
+        shape = (self.shape[0], stop - start, *self.shape[2:])
+        return DeviceArray(self.pointer + offset, shape, self.dtype, self.owner, self.pitch)
+
+    def reshape(self, *shape: int) -> DeviceArray:
+        """The same elements in another shape. Raises ValueError where they do not fit or are not contiguous."""
+        if prod(shape) != prod(self.shape) or not self.contiguous:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return DeviceArray(self.pointer, shape, self.dtype, self.owner)
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        """Refused: without it, NumPy would make an array of one object."""
+        raise TypeError("this array lies on a device: download it")
+
+
+Array = np.ndarray | DeviceArray
+
+
+class Memory(Protocol):
+    """Where a backend's arrays lie."""
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:
+        """A contiguous array with any values. Raises PruneVidError where there is no room for it."""
+        ...
+
+    def zeros(self, shape: Sequence[int], dtype: np.dtype) -> Array:
+        """Like :meth:`empty`, but of zeros."""
+        ...
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copy the values of ``source``, which may be a NumPy array, into ``target`` of the same shape and dtype."""
+        ...
+
+    def download(self, array: Array) -> np.ndarray:
+        """The values as a NumPy array; waits for the runs that make them."""
+        ...
+
+
+class HostMemory:
+    """The memory of the CPU: arrays are NumPy's."""
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """See :class:`Memory`."""
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """See :class:`Memory`; zeros cost no memory until a page is written to."""
+        return np.zeros(shape, dtype)
+
+    def copy(self, source: Array, target: Array) -> None:
+        """See :class:`Memory`."""
+        assert isinstance(source, np.ndarray)
+        assert isinstance(target, np.ndarray)
+        target[...] = source
+
+    def download(self, array: Array) -> np.ndarray:
+        """The array itself."""
+        assert isinstance(array, np.ndarray)
+        return array
+
+
+def _bounds(key: slice, length: int) -> tuple[int, int]:
+    start, stop, step = key.indices(length)
+    if step != 1:
+        raise IndexError("a device array is sliced in steps of 1")
+    return start, max(start, stop)

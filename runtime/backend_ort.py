@@ -1,0 +1,132 @@
+"""ONNX Runtime: a graph over memory at given addresses, and the backend on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from prunevid.bundle import Bundle
+from prunevid.errors import PruneVidError
+from prunevid.runtime.arrays import Array, DeviceArray, HostMemory
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+class OrtCpuBackend:
+    """ONNX Runtime on the CPU."""
+
+    name = "ort-cpu"
+    memory = HostMemory()
+
+    def __init__(self, threads: int | None = None, *, profile_to: Path | None = None) -> None:
+        """``profile_to``: a folder in which ONNX Runtime writes, per graph, when each operator ran and how long.
+
+        Such a profile is complete when its graph is gone from memory; writing it slows the graph down.
+        """
+        self._profile_to = profile_to
+        self._options = session_options(threads)
+        self._options.enable_profiling = profile_to is not None
+        # One arena for all graphs, since they run one after the other.
+        _register_shared_arena()
+        self._options.add_session_config_entry("session.use_env_allocators", "1")
+
+    def load(self, bundle: Bundle, name: str) -> OrtGraph:
+        """See :class:`prunevid.runtime.backend.Backend`."""
+        file = bundle.file(bundle.manifest.graphs[name].file)
+        if self._profile_to is not None:
+            self._options.profile_file_prefix = str(self._profile_to / file.stem)
+        return OrtGraph(open_session(file, self._options, ["CPUExecutionProvider"]), file, "cpu")
+
+    def past_rows(self, length: int) -> int:
+        """Just those in use."""
+        return length
+
+    def now(self) -> float:
+        """Seconds of this process's clock: runs are done when they return."""
+        return perf_counter()
+
+
+class OrtGraph:
+    """A graph in ONNX Runtime, run over arrays of ``place``, ONNX Runtime's word for where they lie."""
+
+    def __init__(self, session: Any, file: Path, place: str) -> None:
+        self.inputs = tuple(value.name for value in session.get_inputs())
+        self.outputs = tuple(value.name for value in session.get_outputs())
+        self._types = {value.name: value.type for value in session.get_outputs()}
+        self._session, self._file, self._place = session, file, place
+
+    def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
+        """See :class:`prunevid.runtime.backend.Graph`."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_input(name, *_located(array, self._place))
+        for name, target in outputs.items():
+            if target is None:
+                binding.bind_output(name, self._place)
+            else:
+                binding.bind_output(name, *_located(target, self._place))
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise PruneVidError(f"ONNX Runtime failed while running {self._file}: {first_line(error)}") from error
+        computed: dict[str, Array] = {}
+        for (name, target), value in zip(outputs.items(), binding.get_outputs(), strict=True):
+            computed[name] = self._taken(name, value) if target is None else target
+        return computed
+
+    def _taken(self, name: str, value: Any) -> Array:
+        """An output that ONNX Runtime allocated."""
+        if self._place == "cpu":
+            array: np.ndarray = value.numpy()
+            return array
+        dtype = np.dtype(_TYPES[self._types[name]])
+        return DeviceArray(value.data_ptr(), value.shape(), dtype, value)
+
+
+def session_options(threads: int | None) -> Any:
+    """ONNX Runtime's options, as every backend of it wants them. threads: of the CPU, None for all cores."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # Shapes change with every video and question, so planning memory for one of them gains nothing.
+    options.enable_mem_pattern = False
+    # Threads that spin between operators slow decoding down: measured 0.19 against 0.12 s a token on two cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Warnings of ONNX Runtime are about its own graph rewriting; errors come as exceptions.
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(file: Path, options: Any, providers: list[Any]) -> Any:
+    """An ONNX Runtime session of a file. Raises PruneVidError where it cannot be loaded."""
+    try:
+        return ort.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # as above
+        raise PruneVidError(f"ONNX Runtime {ort.__version__} cannot load {file}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what ONNX Runtime says, or its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@cache
+def _register_shared_arena() -> None:
+    """Give ONNX Runtime one CPU arena for this process, which grows by what is asked for instead of by doubling."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    same_as_requested, default = 1, -1
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg(0, same_as_requested, default, default))
+
+
+def _located(array: Array, place: str) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Where an array lies and what it is, in the order of ONNX Runtime's binding functions."""
+    if isinstance(array, np.ndarray):
+        return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+    if not array.contiguous:
+        raise ValueError(f"{array.shape} is not contiguous")
+    return place, 0, array.dtype.type, array.shape, array.pointer

@@ -1,0 +1,145 @@
+"""``prunevid fit``: the command line of the budget estimate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunevid.config import PruneConfig
+from prunevid.errors import PruneVidError
+from prunevid.models import MODELS, ModelShape, model_shape
+from prunevid.runtime.fit.devices import DEVICES, LOCAL, device_named
+
+if TYPE_CHECKING:
+    from prunevid.runtime.fit.budget import Budget
+    from prunevid.runtime.fit.compare import Comparison
+
+_STDOUT = "-"
+# The share of tokens that PruneVid's paper keeps of LLaVA-OneVision-7B's, 17.0 %, is 0.4 of what merging leaves.
+_MERGED_SHARE = 0.425
+_FRAMES = "8,16,32,64"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="folder made by `prunevid export`")
+    parser.add_argument("--model", metavar="NAME", help=f"instead of a bundle: {', '.join(MODELS)}")
+    parser.add_argument(
+        "--device",
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{', '.join(DEVICES)}; or {LOCAL}: this machine, which also runs the bundle and states the error",
+    )
+    parser.add_argument(
+        "--frames", default=_FRAMES, metavar="N,N,...", help=f"frames of the video; {LOCAL} measures with the fewest"
+    )
+    parser.add_argument(
+        "--merged-share",
+        type=float,
+        default=_MERGED_SHARE,
+        metavar="X",
+        help="share of the visual tokens that merging leaves, which depends on the video",
+    )
+    parser.add_argument(
+        "--kept-share",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="X",
+        help="share of them that is kept in the end (default: the merged share times keep_ratio)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON, too; - is standard output, alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Estimate, compare with a measurement where the device is this machine, and print."""
+    frames = _frames(args.frames)
+    if (args.bundle is None) == (args.model is None):
+        raise PruneVidError("give either a BUNDLE or --model NAME")
+    if args.device == LOCAL and args.bundle is None:
+        raise PruneVidError(f"--device {LOCAL} measures: it needs a BUNDLE, which `prunevid export` makes")
+    device = None if args.device == LOCAL else device_named(args.device)
+    if args.json not in (None, _STDOUT):
+        _check_output(Path(args.json))
+    model, prune = _model(args)
+
+    from prunevid.runtime.fit.budget import Shares, make_budget
+
+    shares = Shares(args.merged_share, getattr(args, "kept_share", args.merged_share * prune.keep_ratio))
+    comparisons: list[Comparison] = []
+    if device is None:
+        from prunevid.runtime.fit.compare import compare
+        from prunevid.runtime.fit.local import local_device
+
+        device = local_device()
+        budget = make_budget(model, prune.prune_layer, device, frames, shares)
+        comparisons = compare(Path(args.bundle), model, prune.prune_layer, min(frames), device)
+    else:
+        budget = make_budget(model, prune.prune_layer, device, frames, shares)
+    _write(budget, comparisons, args.json)
+    return 0
+
+
+def _frames(text: str) -> list[int]:
+    try:
+        frames = [int(part) for part in text.split(",")]
+    except ValueError:
+        frames = [0]
+    if min(frames) < 1:
+        raise PruneVidError(f"--frames must be whole numbers of 1 or more, such as {_FRAMES}, not {text!r}")
+    return frames
+
+
+def _model(args: argparse.Namespace) -> tuple[ModelShape, PruneConfig]:
+    """Shapes and pruning settings of the bundle, or of the known model."""
+    if args.model is not None:
+        model = model_shape(args.model)
+        return model, PruneConfig.for_depth(model.decoder.layers)
+    from prunevid.bundle import open_bundle
+    from prunevid.runtime.fit.bundle_shape import shape_of
+
+    # An estimate reads no weights, so there is no need to hash gigabytes.
+    bundle = open_bundle(args.bundle, verify=False)
+    return shape_of(bundle), bundle.manifest.prune
+
+
+def _write(budget: Budget, comparisons: list[Comparison], file: str | None) -> None:
+    """Print the report, and write the JSON where it was asked for."""
+    if file is not None:
+        result = {**budget.to_dict(), "comparisons": [comparison.to_dict() for comparison in comparisons]}
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        if file == _STDOUT:
+            sys.stdout.write(text)
+            return
+        _write_whole(Path(file), text)
+    from rich.console import Console
+
+    from prunevid.runtime.fit.report import print_budget, print_comparisons
+
+    console = Console(highlight=False)
+    print_budget(budget, console)
+    if comparisons:
+        print_comparisons(comparisons, console)
+
+
+def _check_output(file: Path) -> None:
+    if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise PruneVidError(f"cannot write {file}: give the name of a file in a folder that can be written to")
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False
+        ) as partial:
+            partial.write(text)
+        Path(partial.name).chmod(0o644)
+        Path(partial.name).replace(file)
+    except OSError as error:
+        raise PruneVidError(f"cannot write {file}: {error.strerror or error}") from error

@@ -1,0 +1,278 @@
+"""The estimate itself: bytes against a device's memory, and a roofline per stage against its rates.
+
+A stage takes the longer of two times: its arithmetic at the device's rate, and the bytes it must move at the memory's
+bandwidth (Williams, Waterman and Patterson, "Roofline", CACM 2009). Nothing overlaps, nothing else costs time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunevid.cost import (
+    DecoderShape,
+    TokenCounts,
+    decoder_layer_flops,
+    kv_bytes,
+    lm_head_flops,
+    projector_flops,
+    select_flops,
+    vision_flops,
+)
+from prunevid.errors import PruneVidError
+from prunevid.memory import (
+    FRAMES_AT_ONCE,
+    ROWS_AT_ONCE,
+    ParameterCounts,
+    held_kv_bytes,
+    loading_bytes,
+    merge_bytes,
+    parameter_counts,
+    prefill_bytes,
+    read_kv_bytes,
+    vision_bytes,
+)
+from prunevid.models import ModelShape
+from prunevid.runtime.fit.devices import Device
+from prunevid.runtime.fit.precision import Precision
+
+__all__ = ["ANSWER", "STAGES", "TEXT_AFTER", "TEXT_BEFORE", "Estimate", "Memory", "Workload", "estimate", "workload"]
+
+STAGES = ("vision", "merge", "llm_pre", "select", "llm_post")
+"""What runs before the first token, in order; merge and select only where tokens are pruned."""
+
+TEXT_BEFORE, TEXT_AFTER = 14, 30
+"""Tokens around the video that an estimate takes: a chat template's, and a question of some twenty words."""
+
+ANSWER = 128
+"""Tokens of an answer: the runtime's default limit."""
+
+VIDEO_PIXELS = 1920 * 1080
+"""Pixels of a frame as the file has it: the runtime holds all sampled frames until they are encoded."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One question about one video.
+
+    Attributes:
+        model: whom it is asked.
+        prune_layer: M, the last layer that sees all merged tokens.
+        frames: how many are sampled.
+        counts: tokens at each stage; nothing is pruned where all are kept.
+        answer: tokens that are generated.
+        video_pixels: pixels of a frame as the file has it.
+    """
+
+    model: ModelShape
+    prune_layer: int
+    frames: int
+    counts: TokenCounts
+    answer: int = ANSWER
+    video_pixels: int = VIDEO_PIXELS
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether any visual token is dropped."""
+        return self.counts.kept < self.counts.visual
+
+    @property
+    def positions(self) -> int:
+        """Positions that the language model must have."""
+        return self.counts.merged + self.counts.text + self.answer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what they hold; all of it exists together."""
+
+    weights: int
+    kv: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.activations
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A workload on a device, in a precision.
+
+    Attributes:
+        workload: what is asked.
+        precision: its name.
+        memory: what it takes.
+        left_bytes: what remains of the device's usable memory; negative where it does not fit.
+        stages_s: seconds per stage before the first token.
+        decode_s: seconds per further token.
+    """
+
+    workload: Workload
+    precision: str
+    memory: Memory
+    left_bytes: int
+    stages_s: dict[str, float]
+    decode_s: float
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the model has too few positions."""
+        return self.workload.positions > self.workload.model.max_positions
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and positions suffice."""
+        return self.left_bytes >= 0 and not self.is_too_long
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds before the first token, without reading and resizing the video."""
+        return sum(self.stages_s.values())
+
+
+def workload(
+    model: ModelShape, prune_layer: int, frames: int, merged_share: float = 1.0, kept_share: float = 1.0
+) -> Workload:
+    """A typical question, of whose visual tokens a share is left by merging and a share is kept in the end.
+
+    Raises:
+        PruneVidError: when a share is out of range, or no frame is asked for.
+    """
+    if frames < 1:
+        raise PruneVidError(f"frames must be 1 or more, not {frames}")
+    if not 0 < kept_share <= merged_share <= 1:
+        raise PruneVidError(
+            f"shares must be above 0, at most 1, and no more kept than merged: "
+            f"merged-share is {merged_share}, kept-share {kept_share}"
+        )
+    visual = frames * model.tokens_per_frame
+    counts = TokenCounts(visual, int(visual * merged_share), int(visual * kept_share), TEXT_BEFORE, TEXT_AFTER)
+    return Workload(model, prune_layer, frames, counts)
+
+
+def estimate(work: Workload, precision: Precision, device: Device) -> Estimate:
+    """Estimate memory and time of a workload."""
+    parameters = parameter_counts(work.model)
+    memory = Memory(
+        weights=precision.weight_bytes(parameters, device),
+        kv=held_kv_bytes(work.model.decoder, work.counts, work.prune_layer, work.answer, precision.value_bytes(device)),
+        activations=_activation_bytes(work, precision.value_bytes(device)),
+    )
+    clock = _Roofline(precision, device)
+    return Estimate(
+        workload=work,
+        precision=precision.name,
+        memory=memory,
+        left_bytes=device.usable_bytes - memory.total,
+        stages_s=_stages(work, parameters, clock),
+        decode_s=_decode(work, parameters, clock),
+    )
+
+
+def _activation_bytes(work: Workload, value: int) -> int:
+    """Arrays that outlive a stage and the scratch memory of the stage that needs most; or what loading takes."""
+    model, counts = work.model, work.counts
+    width = model.decoder.hidden_size
+    # The frames as read; pixel values in float32; features; then embeddings and hidden states of all rows.
+    frames = work.frames * (3 * work.video_pixels + 3 * model.image_size**2 * 4)
+    rows = counts.merged + counts.text
+    arrays = (counts.visual + 2 * rows) * width * value
+    scratch = [vision_bytes(model.vision, work.frames, value), prefill_bytes(model.decoder, rows, value)]
+    if work.is_pruned:
+        scratch.append(merge_bytes(model, work.frames))
+    return max(frames + arrays + max(scratch), loading_bytes(model.decoder, value))
+
+
+class _Roofline:
+    """Seconds of a stage on a device, in a precision."""
+
+    def __init__(self, precision: Precision, device: Device) -> None:
+        self.precision, self.device = precision, device
+        self.value_bytes = precision.value_bytes(device)
+        self._linear = precision.linear_rate(device) * device.compute_efficiency
+        self._wide = precision.wide_rate(device) * device.compute_efficiency
+        self._fp32 = device.fp32 * device.compute_efficiency
+        self._bandwidth = device.bandwidth * device.bandwidth_efficiency
+
+    def seconds(self, moved: float, *, linear: float = 0, wide: float = 0, fp32: float = 0) -> float:
+        """The longer of moving so many bytes, and of these FLOPs in linear layers, in attention and in float32."""
+        return max(linear / self._linear + wide / self._wide + fp32 / self._fp32, moved / self._bandwidth)
+
+
+def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> dict[str, float]:
+    shape, counts = work.model.decoder, work.counts
+    pre_layers = work.prune_layer + 1
+    layer = clock.precision.decoder_bytes(parameters, clock.device) / shape.layers
+    # The question is run behind the rest, in blocks of its own; image_newline is before it.
+    blocks = _blocks(counts.text_before + counts.merged + 1) + _blocks(counts.text_after - 1)
+    linear, wide = _decoder_flops(shape, counts.merged + counts.text)
+    stages = {"vision": _vision(work, parameters, clock)}
+    if work.is_pruned:
+        stages["merge"] = _merge(work, clock)
+    stages["llm_pre"] = clock.seconds(
+        blocks * pre_layers * layer, linear=pre_layers * linear, wide=pre_layers * wide + select_flops(shape, counts)
+    )
+    if work.is_pruned:
+        stages["select"] = _select(work, clock)
+    linear, wide = _decoder_flops(shape, counts.kept + counts.text)
+    post_layers = shape.layers - pre_layers
+    stages["llm_post"] = clock.seconds(
+        _blocks(counts.kept + counts.text) * post_layers * layer + _head_bytes(shape, clock),
+        linear=post_layers * linear,
+        wide=post_layers * wide + lm_head_flops(shape),
+    )
+    return stages
+
+
+def _vision(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> float:
+    vision = work.model.vision
+    wide = work.frames * vision.layers * 2 * 2 * vision.hidden_size * vision.patches**2
+    whole = vision_flops(vision, work.frames) + projector_flops(vision, work.model.decoder, work.frames)
+    batches = -(-work.frames // FRAMES_AT_ONCE)
+    moved = batches * clock.precision.vision_bytes(parameters, clock.device)
+    return clock.seconds(moved, linear=whole - wide, wide=wide)
+
+
+def _merge(work: Workload, clock: _Roofline) -> float:
+    """Distances and cluster means over a table of twice as many groups as frames, in float32."""
+    tokens = work.model.tokens_per_frame
+    flops = 2 * 2 * 2 * work.frames * tokens**2 * work.model.decoder.hidden_size
+    return clock.seconds(2 * merge_bytes(work.model, work.frames), fp32=flops)
+
+
+def _select(work: Workload, clock: _Roofline) -> float:
+    """Joining the hidden states, and copying what is kept of them and of the KV cache."""
+    shape, counts = work.model.decoder, work.counts
+    kept = counts.kept + counts.text
+    rows = [kept] * (work.prune_layer + 1) + [0] * (shape.layers - work.prune_layer - 1)
+    hidden = (counts.merged + counts.text + kept) * shape.hidden_size * clock.value_bytes
+    return clock.seconds(2 * (kv_bytes(shape, rows, clock.value_bytes) + hidden))
+
+
+def _decode(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> float:
+    """The first step behind the first token; each reads all of the language model's weights and the KV cache."""
+    shape, past = work.model.decoder, work.counts.kept + work.counts.text
+    linear, wide = _decoder_flops(shape, 1, past)
+    weights = clock.precision.decoder_bytes(parameters, clock.device) + _head_bytes(shape, clock)
+    return clock.seconds(
+        weights + read_kv_bytes(shape, work.counts, clock.value_bytes),
+        linear=shape.layers * linear,
+        wide=shape.layers * wide + lm_head_flops(shape),
+    )
+
+
+def _decoder_flops(shape: DecoderShape, new: int, past: int = 0) -> tuple[int, int]:
+    """FLOPs of one layer in its linear layers, and in attention."""
+    one_pair = 2 * 2 * shape.heads * shape.head_dim
+    linear = new * (decoder_layer_flops(shape, 1) - one_pair)
+    return linear, decoder_layer_flops(shape, new, past) - linear
+
+
+def _head_bytes(shape: DecoderShape, clock: _Roofline) -> int:
+    """The output matrix, which is read even where it is the embedding table."""
+    return shape.vocab_size * shape.hidden_size * clock.value_bytes
+
+
+def _blocks(rows: int) -> int:
+    return -(-rows // ROWS_AT_ONCE)

@@ -1,0 +1,442 @@
+"""The budget estimate: counts against real models and bundles, rates against published figures, time by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from models import TINY, build_model
+
+from prunevid import PruneConfig, PruneVidError
+from prunevid.bundle import open_bundle
+from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
+from prunevid.export import llava_onevision, settings
+from prunevid.export.catalog import KNOWN, known_model, shipped_config
+from prunevid.memory import (
+    FRAMES_AT_ONCE,
+    ROWS_AT_ONCE,
+    held_kv_bytes,
+    loading_bytes,
+    merge_bytes,
+    parameter_counts,
+    prefill_bytes,
+    read_kv_bytes,
+    vision_bytes,
+)
+from prunevid.models import MODELS, ModelShape, model_shape
+from prunevid.runtime import SamplingConfig, chain, load
+from prunevid.runtime.fit.budget import Shares, make_budget, most_frames
+from prunevid.runtime.fit.bundle_shape import shape_of
+from prunevid.runtime.fit.devices import DEVICES, Device, device_named
+from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, Workload, estimate, workload
+from prunevid.runtime.fit.measure import QUESTION, synthetic_video
+from prunevid.runtime.fit.precision import EXPORTED, PRECISIONS, precisions_of
+
+ORIN, PI = DEVICES["agx-orin-64gb"], DEVICES["raspberry-pi-5-8gb"]
+PUBLISHED = Shares(0.425, 0.17)
+
+
+def derived(name: str) -> ModelShape:
+    """The shapes that the exporter reads from the shipped config of a known model."""
+    config = llava_onevision.parse_config(shipped_config(known_model(name)), name)
+    return of_config(name, config, KNOWN[name].frames)
+
+
+def of_config(name: str, config: object, frames: int) -> ModelShape:
+    vision, text = config.vision_config, config.text_config  # type: ignore[attr-defined]
+    side = vision.image_size // vision.patch_size
+    spec = llava_onevision.decoder_spec(config)
+    return ModelShape(
+        name=name,
+        decoder=spec.shape,
+        vision=llava_onevision.vision_shape(config),
+        image_size=vision.image_size,
+        tokens_per_frame=math.ceil(side / 2) ** 2,
+        tied=llava_onevision.is_tied(config),
+        projection_bias=spec.projection_bias,
+        query_key_norm=spec.query_key_norm,
+        max_positions=text.max_position_embeddings,
+        frames=frames,
+    )
+
+
+def test_every_published_model_is_known_with_the_shapes_of_its_config() -> None:
+    assert set(MODELS) == {name for name, model in KNOWN.items() if model.hub_id is not None}
+    for name, shape in MODELS.items():
+        assert derived(name) == shape
+
+
+def test_an_unknown_model_is_refused_by_name() -> None:
+    with pytest.raises(PruneVidError, match=r"unknown model 'gpt': known are llava-ov, llava-ov-0\.5b, llava-ov-72b"):
+        model_shape("gpt")
+    with pytest.raises(PruneVidError, match="max_positions must be 1 or more"):
+        replace(MODELS["llava-ov"], max_positions=0)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
+    config = llava_onevision.parse_config(shipped_config(known_model(name)), name)
+    shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))
+    count = {tensor: math.prod(shape) for tensor, shape in shapes.items()}
+    found = parameter_counts(MODELS[name])
+    assert found.total == sum(count.values())
+    vision = ("model.vision_tower.", "model.multi_modal_projector.")
+    assert found.vision == sum(n for tensor, n in count.items() if tensor.startswith(vision))
+    assert found.decoder == sum(
+        n
+        for tensor, n in count.items()
+        if tensor.startswith(("model.language_model.layers.", "model.language_model.norm."))
+    )
+    matrices = sum(
+        n
+        for tensor, n in count.items()
+        if tensor.startswith("model.language_model.layers.") and len(shapes[tensor]) == 2
+    )
+    assert found.decoder_matrices == matrices
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_parameters_of_other_decoders(name: str) -> None:
+    model = build_model(TINY[name])
+    shapes = llava_onevision.tensor_shapes(model)
+    expected = sum(math.prod(shape) for shape in shapes.values())
+    assert parameter_counts(of_config(name, model.config, 1)).total == expected
+
+
+def external_values(bundle: Path) -> int:
+    """Values in the graphs' weight files and the embedding table, each once."""
+    opened = open_bundle(bundle)
+    table = opened.manifest.embeddings
+    values = table.rows * table.columns
+    for graph in opened.manifest.graphs.values():
+        for tensor in onnx.load(bundle / graph.file, load_external_data=False).graph.initializer:
+            files = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            if files and files[0] != table.file:
+                values += math.prod(tensor.dims)
+    return values
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_a_bundle_tells_its_shapes_and_holds_the_parameters_counted(
+    name: str, tiny_bundle: Callable[[str, str], Path], tiny_model: Callable[[str], object]
+) -> None:
+    bundle = tiny_bundle(name, "ort")
+    shape = shape_of(open_bundle(bundle))
+    config = tiny_model(name).config  # type: ignore[attr-defined]
+    assert shape == of_config("llava-ov", config, shape.frames)
+    assert parameter_counts(shape).total == external_values(bundle)
+
+
+def test_weights_are_as_large_as_the_demo_bundles_files(demo_bundle: Path) -> None:
+    opened = open_bundle(demo_bundle)
+    expected = PRECISIONS["fp32"].weight_bytes(parameter_counts(shape_of(opened)), ORIN)
+    files = opened.manifest.files
+    weights = [name for name in files if name.endswith(".data") or name == opened.manifest.embeddings.file]
+    stored = sum(files[name].size for name in weights)
+    # Tensors lie on page boundaries: up to 4 KiB more for each of some 150.
+    assert expected <= stored <= expected + 150 * 4096
+
+
+def test_quantization_shrinks_what_it_is_said_to() -> None:
+    parameters = parameter_counts(MODELS["llava-ov"])
+    fp32, fp16, int8, int4 = (PRECISIONS[name].weight_bytes(parameters, ORIN) for name in PRECISIONS)
+    assert fp32 == 2 * fp16 == 4 * parameters.total
+    assert fp16 - int8 == parameters.vision_matrices + parameters.decoder_matrices
+    # Four bits and a 16-bit scale per 128 weights.
+    assert fp16 - int4 == pytest.approx(parameters.decoder_matrices * (2 - 0.5 - 2 / 128), abs=2)
+    # A device without float16 keeps the rest in float32.
+    assert PRECISIONS["int8"].weight_bytes(parameters, PI) > int8
+
+
+def test_what_is_exported_is_what_the_exporter_offers() -> None:
+    assert settings.PRECISIONS == EXPORTED
+
+
+def test_block_sizes_are_the_runtimes() -> None:
+    constants = {name.lstrip("_"): value for name, value in vars(chain).items()}
+    assert constants["FRAMES_AT_ONCE"] == FRAMES_AT_ONCE
+    assert constants["ROWS_AT_ONCE"] == ROWS_AT_ONCE
+
+
+SMALL = DecoderShape(4, 8, 16, heads=4, kv_heads=2, head_dim=2, vocab_size=10)
+
+
+def test_kv_that_is_held_includes_what_the_next_question_needs() -> None:
+    counts = TokenCounts(visual=100, merged=40, kept=10, text_before=3, text_after=5)
+    row = 2 * 2 * 2 * 4
+    assert read_kv_bytes(SMALL, counts, 4) == 4 * 18 * row
+    assert held_kv_bytes(SMALL, counts, 1, 7, 4) == (4 * (18 + 7) + 2 * 48) * row
+    assert held_kv_bytes(SMALL, counts.unpruned(), 1, 7, 4) == 4 * (108 + 7) * row
+
+
+def test_kv_that_is_read_is_what_the_runtime_counts(demo_bundle: Path) -> None:
+    pipeline = load(demo_bundle, "ort-cpu")
+    shape = pipeline.bundle.manifest.model.decoder
+    video = synthetic_video(6, pipeline.bundle.manifest.preprocessing.size)
+    for prune in (True, False):
+        answer = pipeline.ask(video, QUESTION, frames=6, prune=prune, max_new_tokens=2)
+        assert answer.kv_bytes == read_kv_bytes(shape, answer.token_counts, 4)
+        assert answer.kv_bytes_unpruned == read_kv_bytes(shape, answer.token_counts.unpruned(), 4)
+
+
+def test_activations_follow_what_runs_at_once() -> None:
+    siglip, qwen = MODELS["llava-ov-0.5b"].vision, MODELS["llava-ov-0.5b"].decoder
+    # Four frames at once, whatever the video's length; one frame is a quarter.
+    assert vision_bytes(siglip, 4, 4) == vision_bytes(siglip, 32, 4) == 4 * vision_bytes(siglip, 1, 4)
+    # Two tables of scores, 16 heads x 729 x 729, are the most of it.
+    scores = 2 * 4 * 16 * 729 * 729 * 4
+    assert scores < vision_bytes(siglip, 4, 4) < 2 * scores
+    # A block of 512 rows before 1000 or 2000: only the scores grow.
+    assert prefill_bytes(qwen, 2000, 2) - prefill_bytes(qwen, 1000, 2) == 512 * 14 * 1000 * 2
+    assert prefill_bytes(qwen, 300, 2) < prefill_bytes(qwen, 512, 2)
+    assert merge_bytes(MODELS["llava-ov-0.5b"], 32) == 2 * merge_bytes(MODELS["llava-ov-0.5b"], 16)
+    assert loading_bytes(qwen, 2) == 152000 * 896 * 2
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
+def test_devices_can_be_used_and_say_where_their_figures_are_from(device: Device) -> None:
+    assert device_named(device.name) is device
+    assert 0 < device.usable_bytes < device.memory_bytes
+    assert not device.is_measured
+    assert len(device.source) > 60
+    if device.fp16 is not None:
+        assert device.fp16 >= 2 * device.fp32
+        assert device.int8 is not None
+        assert device.int8 >= 1.99 * device.fp16
+
+
+# Sparse INT8 TOPS of the GPU alone, as NVIDIA prints them: technical brief, data sheets, JetPack 6.2 blog post.
+SPARSE_INT8 = {
+    "orin-nano-8gb": 40,
+    "orin-nano-8gb-super": 67,
+    "orin-nx-8gb": 50,
+    "orin-nx-8gb-super": 77,
+    "orin-nx-16gb": 60,
+    "orin-nx-16gb-super": 77,
+    "agx-orin-32gb": 108,
+    "agx-orin-64gb": 170,
+}
+
+
+@pytest.mark.parametrize(("name", "tops"), SPARSE_INT8.items())
+def test_orin_rates_are_half_of_what_is_printed_for_sparse_int8(name: str, tops: float) -> None:
+    device = DEVICES[name]
+    assert device.int8 == pytest.approx(tops / 2 * 1e12, rel=0.03)
+    assert device.fp16 == pytest.approx(tops / 4 * 1e12, rel=0.03)
+
+
+def test_thor_computes_an_eighth_of_its_sparse_fp4_rate_in_fp16() -> None:
+    # "517 TFLOPS (dense FP8 | sparse FP16)" in the blog post that introduces it.
+    assert DEVICES["thor-128gb"].int8 == pytest.approx(517e12, rel=0.01)
+    assert DEVICES["thor-128gb"].fp16 == pytest.approx(517e12 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bandwidth": 0.0}, "bandwidth must be above 0"),
+        ({"fp16": -1.0}, "fp16 must be above 0"),
+        ({"reserved_bytes": 64 * 2**30}, "reserved_bytes must be from 0 to below memory_bytes"),
+        ({"compute_efficiency": 1.1}, "compute_efficiency must be above 0 and at most 1"),
+        ({"source": ""}, "figures without a source are guesses"),
+    ],
+)
+def test_impossible_devices_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(PruneVidError, match=message):
+        replace(ORIN, **change)  # type: ignore[arg-type]
+
+
+def test_precisions_are_those_that_a_device_computes_in() -> None:
+    assert [p.name for p in precisions_of(ORIN)] == ["fp32", "fp16", "int8", "int4"]
+    assert [p.name for p in precisions_of(PI)] == ["fp32", "int8", "int4"]
+    assert [p.name for p in precisions_of(replace(PI, is_measured=True))] == ["fp32"]
+    int8, int4 = PRECISIONS["int8"], PRECISIONS["int4"]
+    assert int8.linear_rate(ORIN) == ORIN.int8
+    assert int4.linear_rate(ORIN) == int8.wide_rate(ORIN) == ORIN.fp16
+    assert int8.linear_rate(PI) == int4.wide_rate(PI) == PI.fp32
+    assert (int4.value_bytes(ORIN), int4.value_bytes(PI), PRECISIONS["fp32"].value_bytes(ORIN)) == (2, 4, 4)
+
+
+def busy(model: ModelShape = MODELS["llava-ov"], frames: int = 32) -> Workload:
+    return workload(model, PruneConfig.for_depth(model.decoder.layers).prune_layer, frames, 0.425, 0.17)
+
+
+def idle(work: Workload) -> Workload:
+    return workload(work.model, work.prune_layer, work.frames)
+
+
+def test_where_arithmetic_decides_the_time_is_the_cost_models_flops() -> None:
+    work = busy()
+    # So much bandwidth that arithmetic decides everywhere but in select, which has none.
+    device = replace(ORIN, bandwidth=1e18, fp32=ORIN.fp16)
+    made = estimate(work, PRECISIONS["fp16"], device)
+    cost = prefill_cost(
+        work.model.decoder,
+        work.counts,
+        PruneConfig.for_depth(28),
+        vision=work.model.vision,
+        frames=work.frames,
+    )
+    rate = ORIN.fp16 * ORIN.compute_efficiency
+    assert made.stages_s["vision"] == pytest.approx((cost.vision + cost.projector) / rate)
+    assert made.stages_s["llm_pre"] == pytest.approx((cost.llm_pre + cost.select) / rate)
+    assert made.stages_s["llm_post"] == pytest.approx((cost.llm_post + cost.lm_head) / rate)
+    assert made.decode_s == pytest.approx(decode_flops(work.model.decoder, work.counts.kept + 44) / rate)
+    # Gram matrices and cluster means, two FLOPs each, over a table of 64 groups of 196 tokens.
+    assert made.stages_s["merge"] == pytest.approx(2 * 2 * 64 * 196 * 196 * 3584 / rate)
+
+
+def test_where_bandwidth_decides_the_time_is_bytes_once_per_block() -> None:
+    work = busy()
+    device = replace(ORIN, fp32=1e30, fp16=1e30, int8=1e30)
+    made = estimate(work, PRECISIONS["fp16"], device)
+    parameters, bandwidth = parameter_counts(work.model), ORIN.bandwidth * ORIN.bandwidth_efficiency
+    layer, head = 2 * parameters.decoder / 28, 2 * parameters.head
+    assert made.stages_s["vision"] == pytest.approx(8 * 2 * parameters.vision / bandwidth)
+    # 14 + 2665 + 1 rows before the question are six blocks of 512, the question a seventh; 1110 rows are three.
+    assert work.counts.merged == 2665
+    assert made.stages_s["llm_pre"] == pytest.approx(7 * 9 * layer / bandwidth)
+    assert made.stages_s["llm_post"] == pytest.approx((3 * 19 * layer + head) / bandwidth)
+    read = 28 * layer + head + kv_bytes(work.model.decoder, [work.counts.kept + 44] * 28)
+    assert made.decode_s == pytest.approx(read / bandwidth)
+
+
+def test_integer_arithmetic_helps_linear_layers_alone() -> None:
+    work, device = idle(busy()), replace(ORIN, bandwidth=1e18)
+    fp16, int8 = (estimate(work, PRECISIONS[name], device) for name in ("fp16", "int8"))
+    for stage in ("vision", "llm_pre", "llm_post"):
+        assert 0.5 < int8.stages_s[stage] / fp16.stages_s[stage] < 0.7
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
+def test_pruning_makes_every_device_faster(device: Device) -> None:
+    for precision in precisions_of(device):
+        pruned, whole = (estimate(work, precision, device) for work in (busy(), idle(busy())))
+        assert pruned.first_token_s < whole.first_token_s
+        assert pruned.decode_s < whole.decode_s
+        assert pruned.memory.kv < whole.memory.kv / 2
+        assert pruned.memory.weights == whole.memory.weights
+        assert set(whole.stages_s) == set(pruned.stages_s) - {"merge", "select"}
+
+
+def test_memory_is_set_against_what_is_usable() -> None:
+    made = estimate(busy(), PRECISIONS["fp16"], ORIN)
+    assert made.left_bytes == ORIN.usable_bytes - made.memory.total
+    assert made.fits
+    tight = replace(ORIN, reserved_bytes=ORIN.memory_bytes - made.memory.total)
+    assert estimate(busy(), PRECISIONS["fp16"], tight).fits
+    tighter = replace(tight, reserved_bytes=tight.reserved_bytes + 1)
+    assert not estimate(busy(), PRECISIONS["fp16"], tighter).fits
+
+
+QWEN3_8B = ModelShape(
+    "qwen3-vl-8b",
+    DecoderShape(36, 4096, 12288, heads=32, kv_heads=8, head_dim=128, vocab_size=151936),
+    # SigLIP 2 so400m over an image of 265 tokens, each of four patches.
+    VisionShape(27, 1152, 4304, patches=4 * 265, patch_values=2 * 3 * 16 * 16),
+    image_size=512,
+    tokens_per_frame=265,
+    tied=False,
+    projection_bias=False,
+    query_key_norm=True,
+    max_positions=32768,
+    frames=1,
+)
+
+
+# TensorRT Edge-LLM 0.9.0, "Performance Benchmarks": INT4 AWQ, vision in FP16, batch 1. Qwen3-VL-8B's prefill of 292
+# tokens and encoding of one image in ms, Qwen3-8B's decoding in tokens per second.
+@pytest.mark.parametrize(
+    ("device", "vision_ms", "prefill_ms", "tokens_per_s"),
+    [
+        ("agx-orin-64gb", 57.2, 225.1, 32.5),
+        ("orin-nx-16gb-super", 120.0, 462.1, 19.0),
+        ("thor-128gb", 15.8, None, 49.3),  # docs/fit.md: INT4 prefill is far slower there than its FP16 rate
+    ],
+)
+def test_what_nvidia_measured_is_within_a_third(
+    device: str, vision_ms: float, prefill_ms: float | None, tokens_per_s: float
+) -> None:
+    work = Workload(QWEN3_8B, 11, 1, TokenCounts(265, 265, 265, 10, 17))
+    made = estimate(work, PRECISIONS["int4"], DEVICES[device])
+    assert 1000 * made.stages_s["vision"] == pytest.approx(vision_ms, rel=0.33)
+    assert 1 / made.decode_s == pytest.approx(tokens_per_s, rel=0.33)
+    if prefill_ms is not None:
+        assert 1000 * (made.stages_s["llm_pre"] + made.stages_s["llm_post"]) == pytest.approx(prefill_ms, rel=0.33)
+
+
+def test_the_longest_video_is_the_last_that_has_positions() -> None:
+    model = MODELS["llava-ov"]
+    text = TEXT_BEFORE + TEXT_AFTER + ANSWER
+    assert most_frames(model, 1.0) == (32768 - text) // 196
+    for share in (1.0, 0.425, 0.17, 0.5):
+        longest = most_frames(model, share)
+        assert workload(model, 8, longest, share, share).positions <= model.max_positions
+        assert workload(model, 8, longest + 1, share, share).positions > model.max_positions
+    assert most_frames(replace(model, max_positions=100), 1.0) == 0
+
+
+def test_a_video_that_only_pruning_makes_short_enough_is_marked() -> None:
+    budget = make_budget(MODELS["llava-ov"], 8, DEVICES["h100"], [160, 200], PUBLISHED)
+    short, long = budget.of("fp16")
+    assert not short.unpruned.is_too_long
+    assert long.unpruned.is_too_long
+    assert not long.unpruned.fits
+    assert long.pruned.fits
+    assert "fits 160, 200 frames" in budget.details[1]
+    assert "without pruning 160 frames" in budget.details[1]
+    with pytest.raises(
+        PruneVidError, match=r"400 frames, .* 33492 positions .* at most 391 frames \(166 without pruning\)"
+    ):
+        make_budget(MODELS["llava-ov"], 8, DEVICES["h100"], [8, 400], PUBLISHED)
+
+
+def verdict(model: str, device: str) -> str:
+    shape = MODELS[model]
+    return make_budget(shape, 8, DEVICES[device], [8, 32], PUBLISHED).verdict
+
+
+def test_the_verdict_names_the_precisions_that_fit() -> None:
+    assert verdict("llava-ov", "agx-orin-64gb").startswith("FITS: llava-ov on Jetson AGX Orin 64GB, in fp32, fp16")
+    assert verdict("llava-ov", "orin-nx-16gb").startswith("FITS ONLY QUANTIZED:")
+    assert verdict("llava-ov-72b", "orin-nano-8gb") == "DOES NOT FIT: llava-ov-72b on Jetson Orin Nano 8GB at 15 W"
+
+
+def test_json_adds_up() -> None:
+    budget = make_budget(MODELS["llava-ov"], 8, ORIN, [8, 32], PUBLISHED)
+    found = json.loads(json.dumps(budget.to_dict(), allow_nan=False))
+    assert len(found["estimates"]) == 2 * 2 * 4
+    for made in found["estimates"]:
+        parts = made["weights_bytes"] + made["kv_bytes"] + made["activations_bytes"]
+        assert made["total_bytes"] == parts
+        assert made["left_bytes"] == found["device"]["usable_bytes"] - parts
+        assert made["first_token_s"] == pytest.approx(sum(made["stages_s"].values()))
+    assert [made["pruned"] for made in found["estimates"][:2]] == [False, True]
+    assert found["model"]["parameters"]["total"] == parameter_counts(MODELS["llava-ov"]).total
+
+
+@pytest.mark.parametrize(("merged", "kept"), [(0.2, 0.5), (0.0, 0.0), (1.5, 0.5), (float("nan"), 0.1)])
+def test_shares_out_of_range_are_refused(merged: float, kept: float) -> None:
+    with pytest.raises(PruneVidError, match=f"merged-share is {merged}, kept-share {kept}"):
+        workload(MODELS["llava-ov"], 8, 8, merged, kept)
+
+
+def test_an_estimate_of_a_real_run_is_of_that_run(demo_bundle: Path) -> None:
+    """Tokens that were really merged and kept give the KV cache that the runtime really had."""
+    opened = open_bundle(demo_bundle)
+    pipeline = load(opened, "ort-cpu")
+    size = opened.manifest.preprocessing.size
+    session = pipeline.open(synthetic_video(8, size), frames=8)
+    answer = session.ask(QUESTION, SamplingConfig(max_new_tokens=4, ignore_eos=True))
+    work = Workload(shape_of(opened), opened.manifest.prune.prune_layer, 8, answer.token_counts, 4, size**2)
+    made: Estimate = estimate(work, PRECISIONS["fp32"], PI)
+    shape, layers = work.model.decoder, work.prune_layer + 1
+    row = 2 * shape.kv_heads * shape.head_dim * 4
+    rows = session._pre_cache.length  # what stays for the next question
+    assert rows == answer.token_counts.merged + answer.token_counts.text
+    assert made.memory.kv == answer.kv_bytes + 4 * shape.layers * row + layers * rows * row

@@ -57,7 +57,8 @@ def _draw_timeline(pen: Pen, maps: TokenMaps, frame: int, y: float) -> None:
         left = MARGIN + index * unit + (4 if begins else 0)
         pen.box(left, y, unit - 2 - (4 if begins else 0), 6, TEXT if index == frame else TRACK)
     scenes = int(maps.segment[-1]) + 1
-    pen.text(MARGIN, y + 28, f"frame {frame + 1} of {len(maps.segment)}", 13)
+    end = pen.text(MARGIN, y + 28, f"frame {frame + 1} of {len(maps.segment)}", 13)
+    pen.text(end + 14, y + 28, maps.title, 13, MUTED)
     pen.text(WIDTH - MARGIN, y + 28, f"scene {maps.segment[frame] + 1} of {scenes}", 13, MUTED, from_right=True)
 
 

@@ -80,7 +80,7 @@ def draw_key(pen: Pen, view: str, right: float, baseline: float) -> None:
     if view == "merged":
         left = pen.text(right, baseline, "dynamic: one frame's own", _SMALL, MUTED, from_right=True)
         pen.box(left - 17, baseline - 10, 11, 11, DYNAMIC, 2)
-        left = pen.text(left - 35, baseline, "static: one token for the whole scene", _SMALL, MUTED, from_right=True)
+        left = pen.text(left - 35, baseline, "static: shared by the whole scene", _SMALL, MUTED, from_right=True)
         pen.box(left - 17, baseline - 10, 11, 11, STATIC, 2)
     elif view == "attention":
         left = pen.text(right, baseline, "most", _SMALL, MUTED, from_right=True) - 8 - _HEAT_BAR[0]

@@ -21,9 +21,13 @@ def check_output(path: Path, video: Path) -> None:
     """Raise PruneVidError unless a picture can be written to ``path`` without harm to the video that it is of."""
     if path.suffix.lower() not in _FORMATS:
         raise PruneVidError(f"{path}: {_WHICH}")
-    if path.exists() and not path.is_file():
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name too long
+        raise PruneVidError(f"cannot write {str(path)[:200]!r}: {error.strerror or error}") from error
+    if exists and not path.is_file():
         raise PruneVidError(f"{path} exists and is not a file: give the name of a file to write")
-    if path.exists() and video.exists() and path.samefile(video):
+    if exists and os.path.exists(video) and path.samefile(video):
         raise PruneVidError(f"{path}: the output would overwrite the video: give it another name")
     if not path.parent.is_dir():
         raise PruneVidError(f"cannot write {path}: there is no folder {path.parent}")
@@ -39,7 +43,7 @@ def save(maps: TokenMaps, path: Path) -> None:
     content = _drawn(maps, path)
     partial = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".prunevid-", delete=False) as file:
             partial = Path(file.name)
             file.write(content)
         partial.chmod(0o644)
@@ -57,7 +61,7 @@ def _drawn(maps: TokenMaps, path: Path) -> bytes:
     if kind == ".png":
         from prunevid.runtime.show.sheet import draw_sheet
 
-        draw_sheet(maps).save(file, "PNG", optimize=True)
+        draw_sheet(maps).save(file, "PNG")
     elif kind == ".gif":
         from prunevid.runtime.show.animation import FRAME_MS, LAST_FRAME_MS, draw_animation
 

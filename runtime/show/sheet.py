@@ -21,6 +21,7 @@ _INNER = WIDTH - 2 * MARGIN
 _PANEL, _LONGEST = 150, 220
 _GAP, _CAPTION, _SCENE_LINE, _FRAME_LABEL = 6, 30, 26, 18
 _SMALL_COLUMNS = 16
+_FOOTER = 40
 
 
 def draw_sheet(maps: TokenMaps) -> Image.Image:
@@ -30,12 +31,14 @@ def draw_sheet(maps: TokenMaps) -> Image.Image:
     bands = [_views(maps, sample_indices(len(maps.frames), columns))]
     if columns < len(maps.frames):
         bands.append(_film_strip(maps))
-    pen = Pen.on_empty(WIDTH, HEADER_HEIGHT + sum(band.height for band in bands) / _SCALE + MARGIN, _SCALE)
+    total = HEADER_HEIGHT + sum(band.height for band in bands) / _SCALE + _FOOTER
+    pen = Pen.on_empty(WIDTH, total, _SCALE)
     draw_header(pen, maps)
     y = float(HEADER_HEIGHT)
     for band in bands:
         pen.paste(band, 0, y)
         y += band.height / _SCALE
+    pen.text(WIDTH - MARGIN, total - 14, maps.title, 12, MUTED, from_right=True)
     return pen.image
 
 

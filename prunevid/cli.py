@@ -17,7 +17,11 @@ from prunevid.errors import PruneVidError
 # Command: (module with add_arguments(parser) and run(args) -> exit status, what it does).
 COMMANDS = {
     "export": ("prunevid.export.cli", "turn a checkpoint into a bundle of ONNX graphs"),
+    "build": ("prunevid.export.engine.cli", "build TensorRT engines of a bundle, on the GPU that will run them"),
     "run": ("prunevid.runtime.cli", "ask questions about a video"),
+    "profile": ("prunevid.runtime.profile.cli", "measure where time, tokens and memory go, pruned beside unpruned"),
+    "show": ("prunevid.runtime.show.cli", "draw which patches of a video are merged, and which a question keeps"),
+    "fit": ("prunevid.runtime.fit.cli", "estimate whether a model fits a device, and how fast it will run there"),
 }
 # Modules that only some installations have, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export")
@@ -49,9 +53,29 @@ def main_export() -> int:
     return _run("export", "prunevid-export", sys.argv[1:])
 
 
+def main_build() -> int:
+    """Entry point of ``prunevid-build``."""
+    return _run("build", "prunevid-build", sys.argv[1:])
+
+
 def main_run() -> int:
     """Entry point of ``prunevid-run``."""
     return _run("run", "prunevid-run", sys.argv[1:])
+
+
+def main_profile() -> int:
+    """Entry point of ``prunevid-profile``."""
+    return _run("profile", "prunevid-profile", sys.argv[1:])
+
+
+def main_show() -> int:
+    """Entry point of ``prunevid-show``."""
+    return _run("show", "prunevid-show", sys.argv[1:])
+
+
+def main_fit() -> int:
+    """Entry point of ``prunevid-fit``."""
+    return _run("fit", "prunevid-fit", sys.argv[1:])
 
 
 def _run(command: str, prog: str, arguments: Sequence[str]) -> int:

@@ -236,6 +236,22 @@ def test_thor_computes_an_eighth_of_its_sparse_fp4_rate_in_fp16() -> None:
     assert DEVICES["thor-128gb"].fp16 == pytest.approx(517e12 / 2, rel=0.01)
 
 
+def test_the_documentation_lists_every_device_with_its_figures() -> None:
+    rows = {}
+    for line in (Path(__file__).parents[1] / "docs" / "fit.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 8 and cells[0].startswith("`") and cells[0] != "`--device`":
+            rows[cells[0].strip("`")] = cells[1:]
+    assert list(rows) == list(DEVICES)
+    for device in DEVICES.values():
+        title, memory, *figures = rows[device.name]
+        assert title == device.title
+        assert int(memory) == device.memory_bytes / 2**30
+        rates = [None if rate is None else rate / 1e12 for rate in (device.fp32, device.fp16, device.int8)]
+        for printed, value in zip(figures, [device.usable_bytes / 1e9, *rates, device.bandwidth / 1e9], strict=True):
+            assert printed == "-" if value is None else float(printed) == pytest.approx(value, rel=0.005)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,12 +133,10 @@ def _check_output(file: Path) -> None:
 
 def _write_whole(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False
-        ) as partial:
-            partial.write(text)
-        Path(partial.name).chmod(0o644)
-        Path(partial.name).replace(file)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise PruneVidError(f"cannot write {file}: {error.strerror or error}") from error

@@ -72,7 +72,7 @@ def refuse_unsupported(model: onnx.ModelProto, version: str, *, sizes: Mapping[s
     if not findings:
         return
     first = findings[0]
-    more = f" ({len(findings) - 1} more nodes like this)" if len(findings) > 1 else ""
+    more = f" (and {len(findings) - 1} nodes more)" if len(findings) > 1 else ""
     hint = ": use fewer frames" if first.operator == "TopK" else ""
     raise PruneVidError(
         f"TensorRT {version} cannot parse {model.graph.name}: {first.operator} at {first.node}: {first.why}{more}{hint}"

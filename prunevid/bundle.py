@@ -27,6 +27,7 @@ from prunevid.cost import DecoderShape, VisionShape
 from prunevid.engines import EngineSet
 from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
+from prunevid.quantization import Quantization
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -112,6 +113,7 @@ class Manifest:
     preprocessing: Preprocessing
     files: dict[str, FileRecord]
     engines: EngineSet | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def _read_manifest(folder: Path) -> Manifest:
         raise PruneVidError(f"{folder / MANIFEST} is damaged (it lacks the graph {missing[0]}): export it again")
     if manifest.prune.prune_layer > manifest.model.decoder.layers - 2:
         raise PruneVidError(f"{folder / MANIFEST} is damaged (no layer is behind its prune_layer): export it again")
+    if manifest.engines and manifest.engines.graphs.keys() != manifest.graphs.keys():
+        raise PruneVidError(f"{folder / MANIFEST} is damaged (not every graph has an engine): export it again")
     named = [graph.file for graph in manifest.graphs.values()]
     named += [manifest.embeddings.file, manifest.prompt.tokenizer, manifest.prompt.chat_template]
     named += [engine.file for engine in manifest.engines.graphs.values()] if manifest.engines else []
@@ -227,8 +231,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into ``folder``, whole or not at all: the last step of an export or a build."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
     partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(folder / MANIFEST)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ An engine runs only with the TensorRT release and on the kind of GPU that it was
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from prunevid.errors import PruneVidError
@@ -23,6 +24,10 @@ class EngineDevice:
     gpu: str
     compute_capability: str
     driver: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}", self.driver):
+            raise ValueError(f"driver is {self.driver!r}, no CUDA version")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,10 @@ class StandIn:
         self.settings.append(settings)
         progress("phase", 1, 2)
         data = json.dumps([graph, [profile.name for profile in profiles], self.version, settings.workspace]).encode()
-        return BuiltEngine(data, SHAPE_INPUTS.get(graph, ()))
+        known = tuple(
+            build_profiles.recorded(manifest, graph, profile, SHAPE_INPUTS.get(graph, ())) for profile in profiles
+        )
+        return BuiltEngine(memoryview(data), known)
 
 
 def run_build(path: Path, toolkit: StandIn, **options: Any) -> bundles.Bundle:
@@ -114,9 +117,36 @@ def test_the_manifest_of_engines_survives_being_written_and_read(path: Path) -> 
     run_build(path, StandIn())
     data = json.loads((path / "manifest.json").read_text())
     assert data["engines"]["device"] == dataclasses.asdict(ORIN)
-    data["engines"]["graphs"]["select"]["profiles"][0]["shapes"]["quota"]["minimum"] = ["one"]
+    ranges = data["engines"]["graphs"]["select"]["profiles"][0]["shapes"]["quota"]
+    assert ranges["minimum"] == [1]
+
+
+def spoil_range(engines: Any) -> None:
+    engines["graphs"]["select"]["profiles"][0]["shapes"]["quota"]["minimum"] = ["one"]
+
+
+def spoil_driver(engines: Any) -> None:
+    engines["device"]["driver"] = "newest"
+
+
+def drop_engine(engines: Any) -> None:
+    del engines["graphs"]["llm_post"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (spoil_range, r"quota.minimum\[0\] is a str"),
+        (spoil_driver, "driver is 'newest'"),
+        (drop_engine, "not every graph has an engine"),
+    ],
+)
+def test_damaged_entries_are_refused(path: Path, spoil: Callable[[Any], None], sentence: str) -> None:
+    run_build(path, StandIn())
+    data = json.loads((path / "manifest.json").read_text())
+    spoil(data["engines"])
     (path / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(PruneVidError, match=r"damaged .*quota.minimum\[0\] is a str"):
+    with pytest.raises(PruneVidError, match=f"damaged .*{sentence}"):
         open_bundle(path)
 
 
@@ -303,7 +333,7 @@ def test_without_tensorrt_the_command_says_what_to_install(
     ("options", "sentence"),
     [
         (["--workspace", "0"], "--workspace must be 1 MiB or more"),
-        (["--timing-cache", "/nowhere/at/all"], "there is no folder /nowhere/at"),
+        (["--timing-cache", "/nowhere/at/all"], "cannot write the timing cache /nowhere/at/all"),
         (["--frames", "0"], "frames must be 1 or more"),
         (["--text", "3"], "text must be 32 or more"),
         (["--fp16"], "--precision fp16"),

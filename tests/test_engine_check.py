@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from prunevid.bundle import Bundle, open_bundle
+from prunevid.bundle import Bundle, Manifest, open_bundle
+from prunevid.cli import main
 from prunevid.engines import EngineDevice, EngineProfile, EngineSet, EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.check import OutputCheck, check_engines
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.export.engine.rewriting import for_parser
+from prunevid.export.engine.toolkit import BuiltEngine
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed")
 
@@ -50,13 +53,7 @@ def bundle(tiny_bundle: Callable[[str, str], Path], tmp_path_factory: pytest.Tem
         specs[graph] = EngineSpec(name, profiles, "")
         files[name] = files[spec.file]
     engines = EngineSet(EngineDevice("10.16.0.72", "Orin", "8.7", "13.2"), specs)
-    return Bundle(opened.path, replace_manifest(opened, engines, files))
-
-
-def replace_manifest(bundle: Bundle, engines: EngineSet, files: dict[str, Any]) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(bundle.manifest, engines=engines, files=files)
+    return Bundle(opened.path, dataclasses.replace(opened.manifest, engines=engines, files=files))
 
 
 def run_check(bundle: Bundle) -> list[OutputCheck]:
@@ -77,12 +74,10 @@ def test_every_output_under_every_profile_is_compared(bundle: Bundle) -> None:
     assert all(check.passed and check.difference == 0 for check in found)
 
 
-def change_weights(file: Path, factor: float) -> None:
-    """Multiply the first norm's weights, which lie in the graph's own file or beside it."""
-    model = onnx.load(file)
+def scale_norm(model: onnx.ModelProto, factor: float) -> None:
+    """Multiply the first norm's weights."""
     tensor = next(t for t in model.graph.initializer if t.name.endswith("norm.weight"))
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
-    onnx.save(model, file)
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0001, True), (1.05, False)])
@@ -90,7 +85,9 @@ def test_an_engine_that_computes_something_else_is_found(bundle: Bundle, factor:
     file = bundle.path / "llm_pre.engine"
     before = file.read_bytes()
     try:
-        change_weights(file, factor)
+        model = onnx.load(file)
+        scale_norm(model, factor)
+        onnx.save(model, file)
         found = [check for check in run_check(bundle) if check.graph == "llm_pre"]
     finally:
         file.write_bytes(before)
@@ -130,3 +127,47 @@ def test_an_output_of_another_shape_is_found(bundle: Bundle) -> None:
 def test_a_bundle_without_engines_has_nothing_to_compare(tiny_bundle: Callable[[str, str], Path]) -> None:
     with pytest.raises(PruneVidError, match="has no engines"):
         run_check(open_bundle(tiny_bundle("qwen2", "portable"), verify=False))
+
+
+class Runnable(StandIn):
+    """A TensorRT whose engines are graphs for ONNX Runtime."""
+
+    version = "10.16.0.72"
+    factor = 1.0
+
+    def device(self) -> EngineDevice:
+        return EngineDevice(self.version, "Orin", "8.7", "13.2")
+
+    def register_plugins(self) -> None:
+        pass
+
+    def build(self, model: bytes, path: Path, manifest: Manifest, graph: str, profiles: Any, *_: Any) -> BuiltEngine:
+        inlined = for_parser(onnx.load(path), plugins_too=False)
+        if graph == "llm_pre":
+            scale_norm(inlined, self.factor)
+        shape_inputs = SHAPE_INPUTS.get(graph, ())
+        known = tuple(recorded(manifest, graph, profile, shape_inputs) for profile in profiles)
+        return BuiltEngine(memoryview(inlined.SerializeToString()), known)
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.05, 1)])
+def test_the_command_builds_and_checks(
+    tiny_bundle: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    factor: float,
+    status: int,
+) -> None:
+    path = shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
+    monkeypatch.setattr("prunevid.export.engine.toolkit.Toolkit", Runnable)
+    monkeypatch.setattr(Runnable, "factor", factor)
+    assert main(["build", str(path), "--frames", "6", "--text", "64", "--check"]) == status
+    told = capsys.readouterr()
+    assert "select: starting" in told.err
+    assert told.out.count(".engine: ") == 4
+    assert "ok   select prefill kept: 0.0e+00 apart" in told.out
+    assert ("FAIL llm_pre decode hidden: " in told.out) == (status == 1)
+    assert "[I]" not in told.out
+    assert ("all outputs agree with ONNX Runtime" in told.out) == (status == 0)
+    assert ("outputs differ too much" in told.out) == (status == 1)

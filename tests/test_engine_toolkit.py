@@ -157,7 +157,11 @@ def test_a_builder_that_does_not_start_is_told(toolkit: Toolkit, bundle: Bundle)
 def test_profiles_tell_shapes_and_values(toolkit: Toolkit, bundle: Bundle, record: Callable[..., Recorder]) -> None:
     recorder = record("llm_pre", ("question_start",))
     built = build(toolkit, bundle, "llm_pre")
-    assert (built.data, built.shape_inputs) == (b"an engine", ("question_start",))
+    assert built.data == b"an engine"
+    assert [(profile.name, list(profile.values)) for profile in built.profiles] == [
+        ("prefill", ["question_start"]),
+        ("decode", ["question_start"]),
+    ]
     assert recorder.parsed == (b"a model", str(bundle.path / "llm_pre.onnx"))
     inputs = {spec.name for spec in bundle.manifest.graphs["llm_pre"].inputs}
     assert len(recorder.shapes) == recorder.config.add_optimization_profile.call_count == 2

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
-from prunevid.export import operators, tensorrt_operators
+from prunevid.export import export, operators, tensorrt_operators
 from prunevid.export.engine import plugins
 from prunevid.export.engine.profiles import largest_sizes, limits_of, profiles_of
 from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
@@ -61,6 +61,21 @@ def test_fused_operators_are_found(tiny_bundle: Callable[[str, str], Path]) -> N
     model = onnx.load(bundle.file(bundle.manifest.graphs["llm_pre"].file), load_external_data=False)
     found = {(finding.operator, finding.why) for finding in unsupported(model, "10.16")}
     assert ("GroupQueryAttention", "the parser has no operators of domain com.microsoft") in found
+
+
+def test_an_export_that_tensorrt_would_not_take_fails(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = tensorrt_operators.operators
+
+    def without_gemm(release: tuple[int, int]) -> dict[str, frozenset[str]]:
+        return {name: types for name, types in complete(release).items() if name != "Gemm"}
+
+    monkeypatch.setattr(tensorrt_operators, "operators", without_gemm)
+    checkpoint, output = str(tiny_checkpoint("qwen2")), tmp_path / "bundle"
+    with pytest.raises(PruneVidError, match=r"TensorRT 10\.13 cannot parse llm_post: Gemm at .*does not have it"):
+        export("llava-ov", output, checkpoint=checkpoint, dialect="portable")
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(

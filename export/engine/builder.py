@@ -20,7 +20,7 @@ from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of
 from prunevid.engines import EngineDevice, EngineSet, EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import TEXT, Limits, Profile, largest_sizes, limits_of, profiles_of, recorded
+from prunevid.export.engine.profiles import TEXT, Limits, Profile, largest_sizes, limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, check_target
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
@@ -150,11 +150,10 @@ def _build_one(
         settings,
         lambda what, done, total: progress(plan.graph, what, done, total),
     )
-    profiles = tuple(recorded(manifest, plan.graph, profile, built.shape_inputs) for profile in plan.profiles)
     # The name tells one build from the next: a bundle in use keeps its files until its manifest is replaced.
     name = f"{plan.graph}.{hashlib.sha256(built.data).hexdigest()[:12]}{SUFFIX}"
     (folder / name).write_bytes(built.data)
-    return EngineSpec(name, profiles, plan.source)
+    return EngineSpec(name, built.profiles, plan.source)
 
 
 @contextmanager

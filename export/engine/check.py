@@ -72,9 +72,11 @@ def compare(
     """Run two Polygraphy runners on the same inputs, and compare the first one's outputs with the second's."""
     from polygraphy.comparator import Comparator, SimpleCompareFunc
     from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
 
     try:
-        results = Comparator.run(list(runners), data_loader=[dict(inputs)])
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            results = Comparator.run(list(runners), data_loader=[dict(inputs)])
     except PolygraphyException as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise PruneVidError(f"{graph} cannot be run under the profile {profile}: {reason}") from error
@@ -82,7 +84,8 @@ def compare(
     specs = manifest.graphs[graph].outputs
     allowed = {spec.name: _allowed(spec, expected[spec.name], manifest.precision) for spec in specs}
     function = SimpleCompareFunc(rtol=0.0, atol=allowed, check_error_stat="max")
-    accuracy = Comparator.compare_accuracy(results, compare_func=function)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
+        accuracy = Comparator.compare_accuracy(results, compare_func=function)
     verdicts = next(iter(accuracy[0].values()))[0]
     for spec in specs:
         same_shape = found[spec.name].shape == expected[spec.name].shape

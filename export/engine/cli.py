@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     workspace, cache = getattr(args, "workspace", None), getattr(args, "timing_cache", None)
     if workspace is not None and workspace < 1:
         raise PruneVidError(f"--workspace must be 1 MiB or more, not {workspace}")
-    if cache is not None and not cache.parent.is_dir():
-        raise PruneVidError(f"there is no folder {cache.parent} for --timing-cache")
+    if cache is not None and not os.access(cache.parent, os.W_OK):
+        raise PruneVidError(f"cannot write the timing cache {cache}: there is no such folder, or it is read-only")
     try:
         from prunevid.export.engine.builder import build
         from prunevid.export.engine.toolkit import BuildSettings

@@ -93,14 +93,16 @@ def shapes_of(manifest: Manifest, graph: str, profile: Profile) -> dict[str, Inp
 
 
 def recorded(manifest: Manifest, graph: str, profile: Profile, shape_inputs: Iterable[str]) -> EngineProfile:
-    """What the manifest says of a profile. shape_inputs: the inputs that turned out to make shapes.
+    """A profile as the manifest has it. shape_inputs: the inputs that TensorRT computes shapes from.
 
-    Raises PruneVidError where one of them has no values.
+    Raises PruneVidError where the values of one of them have no range.
     """
     values = {}
     for name in shape_inputs:
         if name not in profile.values:
-            raise PruneVidError(f"TensorRT computes shapes of {graph} from its input {name}, which has no known range")
+            raise PruneVidError(
+                f"TensorRT computes shapes of {graph} from its input {name}, whose values have no known range"
+            )
         values[name] = InputRange(*((number,) for number in profile.values[name]))
     return EngineProfile(profile.name, shapes_of(manifest, graph, profile), values)
 

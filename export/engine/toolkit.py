@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.bundle import Manifest
-from prunevid.engines import EngineDevice
+from prunevid.engines import EngineDevice, EngineProfile
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import Profile, shapes_of
+from prunevid.export.engine.profiles import Profile, recorded
 
 _MIB = 1 << 20
 # Called with what TensorRT is doing, the steps done and the steps that there are.
@@ -32,19 +32,19 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialized engine, and which of its inputs TensorRT computes shapes from."""
+    """A serialized engine, in memory that TensorRT owns, and its profiles."""
 
-    data: bytes
-    shape_inputs: tuple[str, ...]
+    data: memoryview
+    profiles: tuple[EngineProfile, ...]
 
 
 class Toolkit:
     """The TensorRT at hand. Raises PruneVidError where it, Polygraphy or cuda-python is missing."""
 
     def __init__(self) -> None:
-        self._trt = _import("tensorrt", "on a Jetson it is JetPack's python3-libnvinfer, elsewhere")
-        self._polygraphy = _import("polygraphy.backend.trt", "")
-        self._cuda = _import("cuda.bindings.runtime", "")
+        self._trt = _import("tensorrt", "tensorrt", "on a Jetson it is JetPack's python3-libnvinfer, elsewhere ")
+        self._polygraphy = _import("polygraphy.backend.trt", "polygraphy")
+        self._cuda = _import("cuda.bindings.runtime", "cuda-python")
         logger = import_module("polygraphy.logger").G_LOGGER
         # TensorRT's errors come out under this level, too; what is going on is told by the progress.
         logger.module_severity = logger.ERROR
@@ -89,12 +89,13 @@ class Toolkit:
             builder, network = self._network(graph)
             parser = self._parse(network, model, path, graph)
             inputs = [network.get_input(index) for index in range(network.num_inputs)]
-            shape_inputs = tuple(tensor.name for tensor in inputs if tensor.is_shape_tensor)
+            shape_inputs = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
+            known = tuple(recorded(manifest, graph, profile, shape_inputs) for profile in profiles)
             monitor = self._monitor(progress)
             workspace = settings.workspace
             cache = None if settings.timing_cache is None else os.fspath(settings.timing_cache)
             config = backend.CreateConfig(
-                profiles=[self._profile(manifest, graph, profile, shape_inputs) for profile in profiles],
+                profiles=[self._profile(profile) for profile in known],
                 # The merge's decisions hang on float32 distances: TensorFloat-32 would change them.
                 tf32=False,
                 memory_pool_limits=workspace and {self._trt.MemoryPoolType.WORKSPACE: workspace * _MIB},
@@ -103,11 +104,11 @@ class Toolkit:
             )
             build = backend.EngineBytesFromNetwork((builder, network, parser), config, save_timing_cache=cache)
             try:
-                data = bytes(build())
+                data = memoryview(build())
             finally:
                 if monitor.interrupted:
                     raise KeyboardInterrupt
-        return BuiltEngine(data, shape_inputs)
+        return BuiltEngine(data, known)
 
     def runner(self, engine: Path, profile: int) -> Any:
         """A Polygraphy runner of an engine's file under its profile of that number."""
@@ -133,17 +134,10 @@ class Toolkit:
             raise PruneVidError(f"TensorRT {self.version} cannot parse {graph}: {told or 'it gives no reason'}")
         return parser
 
-    def _profile(self, manifest: Manifest, graph: str, profile: Profile, shape_inputs: Sequence[str]) -> Any:
+    def _profile(self, profile: EngineProfile) -> Any:
         made = self._polygraphy.Profile()
-        for name, shape in shapes_of(manifest, graph, profile).items():
-            if name in shape_inputs:
-                if name not in profile.values:
-                    raise PruneVidError(
-                        f"TensorRT computes shapes of {graph} from its input {name}, whose values have no known range"
-                    )
-                made.add(name, *((number,) for number in profile.values[name]))
-            else:
-                made.add(name, shape.minimum, shape.optimum, shape.maximum)
+        for name, at in {**profile.shapes, **profile.values}.items():
+            made.add(name, at.minimum, at.optimum, at.maximum)
         return made
 
     def _call(self, function: str, *arguments: Any) -> Any:
@@ -193,10 +187,8 @@ def _polygraphy_errors(what: str) -> Iterator[None]:
         raise PruneVidError(f"{what}: {reason[0] if reason else 'it gives no reason'}") from error
 
 
-def _import(name: str, hint: str) -> Any:
+def _import(name: str, package: str, hint: str = "") -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        package = {"cuda": "cuda-python"}.get(name.partition(".")[0], name.partition(".")[0])
-        where = f"{hint} " if hint else ""
-        raise PruneVidError(f"{package} cannot be loaded ({error}): {where}pip install 'prunevid[tensorrt]'") from error
+        raise PruneVidError(f"{package} cannot be loaded ({error}): {hint}pip install 'prunevid[tensorrt]'") from error

@@ -138,10 +138,13 @@ def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
     block = min(ROWS_AT_ONCE, limits.rows)
     past = Range(0, limits.visual // 2, limits.rows - 1)
     behind = Range(1, _kept(manifest, limits) + _TEXT_BEFORE, limits.rows - 1)
-    # A run of llm_pre is the question or it is not: the question begins at its first row.
-    question = Range(0, 0, 0)
     return tuple(
-        Profile(name, {"rows": rows, "past": length}, {"past_length": length, "question_start": question})
+        Profile(
+            name,
+            {"rows": rows, "past": length},
+            # A block is scored from its first row on if it is the question's, else in its last row only.
+            {"past_length": length, "question_start": Range(0, 0, rows.maximum - 1)},
+        )
         for name, rows, length in (("prefill", Range(1, block, block), past), ("decode", Range(1, 1, 1), behind))
     )
 

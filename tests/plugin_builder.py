@@ -104,8 +104,9 @@ def build(operator: str, inputs: list[Input], settings: dict[str, int]) -> Launc
     import tensorrt as trt
 
     creator = trt.get_plugin_registry().get_creator(operator, "1", "prunevid")
+    # So does the parser, whatever type the plugin asked for.
     fields = [
-        trt.PluginField(name, np.array([value], np.int64), trt.PluginFieldType.INT64)
+        trt.PluginField(name, np.array([value], np.int32), trt.PluginFieldType.INT32)
         for name, value in settings.items()
     ]
     request = trt.QuickPluginCreationRequest.STRICT_AOT

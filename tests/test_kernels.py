@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_operators import clusterings, is_clear, labelings, selections
-from triton_interpreter import Run, interpreter
+from triton_interpreter import interpreter
 from triton_interpreter import run as run_on
 
 from prunevid import reference
@@ -22,6 +22,8 @@ from prunevid.errors import InvalidValueError, PruneVidError
 pytest.importorskip("triton")
 
 Array = npt.NDArray[Any]
+# run(operator, arrays, keyword arguments) -> result
+Run = Callable[..., Array]
 
 ELEMENTS = ("float32", "float16", "bfloat16")
 
@@ -30,8 +32,8 @@ ELEMENTS = ("float32", "float16", "bfloat16")
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """Runs a kernel; see `triton_interpreter.run`."""
     if request.param == "interpreter":
-        with interpreter() as run:
-            yield run
+        with interpreter() as call:
+            yield lambda *arguments, **options: np.asarray(call(run_on, "cpu", *arguments, **options))
         return
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():

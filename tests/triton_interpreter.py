@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-# run(operator, arrays, element type of the first, keyword arguments) -> result
-Run = Callable[..., Array]
+# call(function, arguments, keyword arguments) -> result
+Call = Callable[..., Any]
 
 
 @contextmanager
-def interpreter() -> Iterator[Run]:
-    """A function that runs a kernel in the interpreter."""
+def interpreter() -> Iterator[Call]:
+    """Calls a function of a module in the process where kernels are interpreted."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=_interpret) as pool:
-        yield lambda *arguments, **settings: pool.submit(run, "cpu", *arguments, **settings).result()
+        yield lambda function, *arguments, **settings: pool.submit(function, *arguments, **settings).result()
 
 
 def run(device: str, operator: str, *arrays: Array, element: str = "float32", **settings: Any) -> Array:

@@ -72,12 +72,11 @@ def refine_segments(labels: Tensor) -> Tensor:
     return segment
 
 
-def group_topk(scores: Tensor, group: Tensor, quota: Tensor) -> Tensor:
-    """Keep the tokens of the highest score in each group.
+def mark_topk(scores: Tensor, group: Tensor, quota: Tensor) -> Tensor:
+    """Mark the tokens of the highest score in each group.
 
-    scores [V] float16, bfloat16 or float32; group int64 [V] below G; quota int64 [G]. Returns kept int64 [R],
-    ascending; of equal scores the lower index is kept. Listing them waits for the GPU. Raises InvalidValueError for
-    other shapes. Source: PruneVid (arXiv 2412.16117), section 3.3.
+    scores [V] float16, bfloat16 or float32; group int64 [V] below G; quota int64 [G]. Returns bool [V]; of equal scores
+    the lower index is kept. Raises InvalidValueError for other shapes. Source: PruneVid, section 3.3.
     """
     import torch
 
@@ -99,4 +98,12 @@ def group_topk(scores: Tensor, group: Tensor, quota: Tensor) -> Tensor:
             num_warps=selection.WARPS,
             enable_fp_fusion=False,
         )
-    return keep.nonzero().squeeze(1)
+    return keep
+
+
+def group_topk(scores: Tensor, group: Tensor, quota: Tensor) -> Tensor:
+    """Keep the tokens of the highest score in each group: the indices of what `mark_topk` marks, int64 [R], ascending.
+
+    Listing them waits for the GPU.
+    """
+    return mark_topk(scores, group, quota).nonzero().squeeze(1)

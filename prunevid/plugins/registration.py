@@ -5,6 +5,9 @@ Annotations are part of what TensorRT reads here, so they must not be postponed:
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from prunevid.errors import PruneVidError
 from prunevid.kernels import MAX_FRAMES, MAX_TOKENS
 from prunevid.plugins.nodes import NAMESPACE
@@ -42,9 +45,13 @@ def _register_dpc_knn(capability: int) -> None:
 
     name = f"{NAMESPACE}::DpcKnn"
 
+    # The attribute is an array of one: TensorRT 10 makes an int of it in a way that NumPy 2.4 refuses.
     @trtp.register(name)
     def describe(
-        squared_distances: trtp.TensorDesc, valid: trtp.TensorDesc, clusters: trtp.TensorDesc, neighbours: int
+        squared_distances: trtp.TensorDesc,
+        valid: trtp.TensorDesc,
+        clusters: trtp.TensorDesc,
+        neighbours: npt.NDArray[np.int64],
     ) -> trtp.TensorDesc:
         return trtp.from_shape_expr(valid.shape_expr, dtype=trt.int64)
 
@@ -62,7 +69,7 @@ def _register_dpc_knn(capability: int) -> None:
         squared_distances: trtp.TensorDesc,
         valid: trtp.TensorDesc,
         clusters: trtp.TensorDesc,
-        neighbours: int,
+        neighbours: npt.NDArray[np.int64],
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
@@ -70,7 +77,7 @@ def _register_dpc_knn(capability: int) -> None:
         compiled = compile_kernel(
             dpc_knn.dpc_knn_kernel,
             [_pointer(squared_distances), _pointer(valid), _pointer(clusters), "i32", _pointer(outputs[0])],
-            {"NEIGHBOURS": neighbours, **dpc_knn.block_sizes(tokens)},
+            {"NEIGHBOURS": int(neighbours[0]), **dpc_knn.block_sizes(tokens)},
             dpc_knn.warps(tokens),
             capability,
         )

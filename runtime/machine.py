@@ -10,7 +10,7 @@ import resource
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["PACKAGES", "describe", "jetson_model", "peak_rss"]
+__all__ = ["PACKAGES", "describe", "jetson_model", "peak_rss", "reset_peak_rss"]
 
 PACKAGES = ("prunevid", "onnxruntime", "numpy", "av")
 """What decides how fast the runtime is."""
@@ -46,13 +46,23 @@ def jetson_model(root: Path = Path("/")) -> str | None:
 
 
 def peak_rss() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Largest resident memory of this process so far, or since :func:`reset_peak_rss`, in bytes."""
     # getrusage() would also count what the parent process had at the time of the fork.
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def reset_peak_rss() -> bool:
+    """Let :func:`peak_rss` begin anew from what is resident now; false where the system cannot."""
+    try:
+        # Documentation/filesystems/proc.rst: 5 resets the high-water mark, and nothing else.
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _processor(root: Path) -> str:

@@ -95,6 +95,10 @@ def _measure(args: argparse.Namespace) -> ProfileResult:
     begin_graphs = perf_counter()
     pipeline = load(bundle, args.backend, threads=threads)
     loaded = Load(threads, verified - begin, perf_counter() - begin_graphs)
+    if args.ops and pipeline.chain.backend != "ort-cpu":
+        raise PruneVidError(
+            f"--ops reads the profile of ort-cpu, not of {pipeline.chain.backend}: add --backend ort-cpu"
+        )
     with show_progress() as progress:
         result = profile(pipeline, args.video, args.question, settings, load=loaded, progress=progress)
     del pipeline

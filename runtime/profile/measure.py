@@ -22,10 +22,9 @@ from prunevid.cost import prefill_cost
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.chain import VideoTokens
-from prunevid.runtime.machine import describe, peak_rss
+from prunevid.runtime.machine import describe, peak_rss, reset_peak_rss
 from prunevid.runtime.pipeline import Pipeline, resolve_prune
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
-from prunevid.runtime.profile.jetson import find_jetson
 from prunevid.runtime.profile.records import (
     SCHEMA_VERSION,
     STAGES,
@@ -38,6 +37,7 @@ from prunevid.runtime.profile.records import (
     Tokens,
     Variant,
 )
+from prunevid.runtime.profile.sensors import find_sensors
 from prunevid.runtime.profile.summary import Measured, compare, summarise_variant
 from prunevid.runtime.profile.telemetry import Telemetry
 from prunevid.runtime.sampling import SamplingConfig
@@ -114,7 +114,7 @@ def profile(
     settings.check(pipeline.bundle.manifest.prune)
     pipeline.prompt.encode(question)
     loaded_bytes = peak_rss()
-    device = find_jetson()
+    device = find_sensors(pipeline.chain.backend)
     measuring = _Measuring(pipeline, video, question, settings)
     try:
         with Telemetry(device) as telemetry:
@@ -124,9 +124,8 @@ def profile(
             device.close()
     timeline = telemetry.timeline()
     variants = measuring.variants(timeline)
-    notes = measuring.notes
-    if device:
-        notes += [f"This Jetson shows no {sensor}, neither in sysfs nor in tegrastats." for sensor in device.missing]
+    notes = [*measuring.notes, *(device.notes if device else ())]
+    device_memory = [sample.memory_bytes for sample in timeline.device if sample.memory_bytes is not None]
     return ProfileResult(
         schema_version=SCHEMA_VERSION,
         created_by=f"prunevid {__version__}",
@@ -143,8 +142,8 @@ def profile(
         load=load,
         memory=Memory(
             loaded_bytes=loaded_bytes,
-            peak_bytes=peak_rss(),
-            device_peak_bytes=max((sample.memory_bytes for sample in timeline.device), default=None),
+            peak_bytes=max(loaded_bytes, peak_rss(), *(variant.peak_rss_bytes for variant in variants)),
+            device_peak_bytes=max(device_memory, default=None),
             device_total_bytes=device.memory_total_bytes if device else None,
         ),
         variants=variants,
@@ -199,6 +198,9 @@ class _Measuring:
 
     def _run(self, index: int, number: int, telemetry: Telemetry) -> None:
         plan = self._plans[index]
+        is_first = index not in self._facts
+        if is_first:
+            reset_peak_rss()
         begin = perf_counter()
         session = self._pipeline.open(self._video, frames=plan.frames, prune=plan.prune or False)
         stream = session.stream(self._question, self._sampling)
@@ -220,7 +222,7 @@ class _Measuring:
             unattributed_s=end_to_end - sum(stages.values()) - sum(decode),
         )
         self.runs.append(run)
-        if index not in self._facts:
+        if is_first:
             self._facts[index] = _facts(plan, answer, session.video, self._manifest)
             self._note(plan, self._facts[index].frames, answer.skipped_frames)
 
@@ -232,7 +234,7 @@ class _Measuring:
 
 
 def _plans(settings: ProfileSettings, manifest: Manifest) -> list[_Plan]:
-    """Pruned before unpruned: memory that unpruned takes is never given back, and would hide what pruned needs."""
+    """Pruned before unpruned: ONNX Runtime keeps what unpruned takes, which would hide how little pruned needs."""
     prunes = settings.prune or (manifest.prune,)
     plans = []
     for frames in settings.frames or (manifest.frames,):

@@ -22,13 +22,13 @@ from prunevid.errors import PruneVidError
 from prunevid.runtime.backend_ort import OrtCpuBackend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.profile.records import GraphOperators, Operator
+from prunevid.runtime.profile.records import GraphOperators, Operator, OperatorType
 from prunevid.runtime.sampling import SamplingConfig
 
 __all__ = ["SLOWEST", "measure_operators", "read_ort_profile"]
 
 SLOWEST = 10
-"""Operators that are reported of each graph."""
+"""Operators, and types of them, that are reported of each graph."""
 
 
 def measure_operators(
@@ -110,4 +110,18 @@ def read_ort_profile(events: Sequence[Mapping[str, Any]]) -> list[Operator]:
 
 
 def _slowest(graph: str, variant: Literal["pruned", "unpruned"], operators: list[Operator]) -> GraphOperators:
-    return GraphOperators(graph, variant, sum(operator.total_s for operator in operators), tuple(operators[:SLOWEST]))
+    whole = sum(operator.total_s for operator in operators)
+    kinds: dict[str, list[Operator]] = defaultdict(list)
+    for operator in operators:
+        kinds[operator.type].append(operator)
+    types = [
+        OperatorType(
+            kind,
+            sum(operator.calls for operator in nodes),
+            sum(operator.total_s for operator in nodes),
+            sum(operator.share for operator in nodes),
+        )
+        for kind, nodes in kinds.items()
+    ]
+    types.sort(key=lambda kind: -kind.total_s)
+    return GraphOperators(graph, variant, whole, tuple(operators[:SLOWEST]), tuple(types[:SLOWEST]))

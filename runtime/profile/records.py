@@ -117,7 +117,7 @@ class Variant:
     prune: the settings, None for unpruned. llm_prefill: llm_pre, select and llm_post together. decode: None where one
     token was asked for. unattributed: wall clock that is in no stage; unattributed_share: its median share of end to
     end. flops: of the whole question. kv_bytes: what the first decode step reads. peak_rss_bytes: the process's
-    peak until this variant had run once; variants run in order the first time, so it includes those before.
+    highest resident memory during this variant's first run; what runs before it left allocated is in it.
     """
 
     name: Literal["pruned", "unpruned"]
@@ -151,10 +151,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class DeviceSample:
-    """A device's sensors at one moment; None is what it has no sensor for. Memory is shared with the CPU."""
+    """A device's sensors at one moment, as :class:`prunevid.runtime.profile.sensors.Reading` has them."""
 
     time_s: float
-    memory_bytes: int
+    memory_bytes: int | None
     gpu_load: float | None
     power_w: float | None
     rails_w: dict[str, float]
@@ -175,8 +175,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of memory: this process's peak when the bundle was loaded, and in the end; of a device's memory what was in
-    use at the peak, and what there is."""
+    """Bytes of memory.
+
+    loaded_bytes: this process's peak until the bundle was loaded; peak_bytes: its highest of all. device_peak_bytes:
+    of a device's memory, what was in use at the peak, by whomever; device_total_bytes: what there is.
+    """
 
     loaded_bytes: int
     peak_bytes: int
@@ -206,13 +209,27 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class OperatorType:
+    """All nodes of one type in a graph: how often they ran, their time in all, their share of the graph's."""
+
+    type: str
+    calls: int
+    total_s: float
+    share: float
+
+
+@dataclass(frozen=True)
 class GraphOperators:
-    """The slowest operators of a graph during one question. total_s: of all its operators."""
+    """The slowest operators of a graph during one question, and the types that took longest.
+
+    total_s: of all its operators.
+    """
 
     graph: str
     variant: Literal["pruned", "unpruned"]
     total_s: float
     slowest: tuple[Operator, ...]
+    types: tuple[OperatorType, ...]
 
 
 @dataclass(frozen=True)

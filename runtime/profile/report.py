@@ -310,7 +310,11 @@ def _timeline_charts(result: ProfileResult) -> list[Markup]:
     samples = timeline.device
     lines: list[tuple[str, str, list[tuple[float, float]]]] = [
         ("memory of this process", "bytes", [*zip(timeline.rss_time_s, timeline.rss_bytes, strict=True)]),
-        ("memory of the device in use", "bytes", [(sample.time_s, sample.memory_bytes) for sample in samples]),
+        (
+            "memory of the device in use",
+            "bytes",
+            [(s.time_s, s.memory_bytes) for s in samples if s.memory_bytes is not None],
+        ),
         ("power", "watts", [(s.time_s, s.power_w) for s in samples if s.power_w is not None]),
         ("GPU load", "share", [(s.time_s, s.gpu_load) for s in samples if s.gpu_load is not None]),
     ]
@@ -338,6 +342,10 @@ def _operators(result: ProfileResult, index: int, figure: _Figures) -> dict[str,
         "graph": graph.graph,
         "variant": graph.variant,
         "total": figure(f"/operators/{index}/total_s", units.seconds),
+        "types": [
+            (kind.type, figure(f"/operators/{index}/types/{number}/share", units.percent))
+            for number, kind in enumerate(graph.types)
+        ],
         "rows": [
             {
                 "name": operator.name,

@@ -1,7 +1,7 @@
 """What memory and sensors do while something runs: a thread that looks a few times a second.
 
-It costs next to nothing (benchmarks/profile_overhead.py): one small file in /proc per look, and on a Jetson some
-more, four times as rarely.
+It costs little (benchmarks/profile_overhead.py): one small file in /proc per look, and the sensors of a device, where
+there are some, four times as rarely.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from time import perf_counter, thread_time
 from types import TracebackType
 
-from prunevid.runtime.profile.jetson import Jetson, total_power
 from prunevid.runtime.profile.records import DeviceSample, Timeline
+from prunevid.runtime.profile.sensors import Sensors
 
 __all__ = ["Telemetry"]
 
@@ -24,9 +24,9 @@ _LOOKS_PER_DEVICE_SAMPLE = 4
 
 
 class Telemetry:
-    """Samples this process's resident memory and a Jetson's sensors while its ``with`` block runs."""
+    """Samples this process's resident memory and a device's sensors while its ``with`` block runs."""
 
-    def __init__(self, device: Jetson | None, *, statm: Path = Path("/proc/self/statm")) -> None:
+    def __init__(self, device: Sensors | None, *, statm: Path = Path("/proc/self/statm")) -> None:
         self._device = device
         self._statm = statm
         self._begun = 0.0
@@ -81,9 +81,9 @@ class Telemetry:
         return round(self.seconds(perf_counter()), 4)
 
 
-def _sample(device: Jetson, moment: float) -> DeviceSample:
+def _sample(device: Sensors, moment: float) -> DeviceSample:
     reading = device.read()
-    return DeviceSample(moment, device.memory_used(), reading.gpu_load, total_power(reading.rails_w), reading.rails_w)
+    return DeviceSample(moment, reading.memory_bytes, reading.gpu_load, reading.power_w, reading.rails_w)
 
 
 def _resident(statm: FileIO) -> int:

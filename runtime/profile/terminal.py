@@ -30,6 +30,8 @@ from prunevid.runtime.profile.records import (
 __all__ = ["print_result", "show_progress"]
 
 NOTHING = "-"
+# Types of operators that fit behind a graph's name.
+_TYPES = 3
 
 
 @contextmanager
@@ -58,11 +60,13 @@ def print_result(result: ProfileResult, file: TextIO) -> None:
         console.print(_sweep_table(result))
     else:
         comparison = result.comparisons[0]
-        console.print(_time_table(result, comparison))
-        console.print(_token_table(result, comparison))
-        console.print(_work_table(result, comparison))
+        _print_table(console, "time", _time_table(result, comparison))
+        _print_table(console, "tokens in -> out", _token_table(result, comparison))
+        _print_table(console, "arithmetic", _work_table(result, comparison))
     for graph in result.operators:
-        console.print(_operator_table(graph))
+        title = f"slowest operators of {graph.graph}, {graph.variant}: {units.seconds(graph.total_s)} in all"
+        types = ", ".join(f"{kind.type} {units.percent(kind.share)}" for kind in graph.types[:_TYPES])
+        _print_table(console, f"{title}; {types}", _operator_table(graph))
     for line in _facts(result):
         console.print(escape(line))
 
@@ -74,10 +78,7 @@ def _title(result: ProfileResult) -> str:
 
 
 def _time_table(result: ProfileResult, comparison: Comparison) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="time", title_justify="left", pad_edge=False)
-    table.add_column("")
-    for name in ("unpruned", "p90", "p99", "pruned", "p90", "p99", "ratio"):
-        table.add_column(name, justify="right", style="dim" if name.startswith("p9") else None, no_wrap=True)
+    table = _table("unpruned", "p90", "p99", "pruned", "p90", "p99", "ratio")
     unpruned, pruned = result.variants[comparison.unpruned], result.variants[comparison.pruned]
     times, others = _times(unpruned), _times(pruned)
     for name in [*STAGES, "first token", "decode step", "end to end", "in no stage"]:
@@ -103,7 +104,7 @@ def _summary(time: Summary | None) -> list[str]:
 
 
 def _token_table(result: ProfileResult, comparison: Comparison) -> Table:
-    table = _table("tokens in -> out", "unpruned", "pruned")
+    table = _table("unpruned", "pruned")
     sides = _stages_of(result, comparison)
     for name in STAGES:
         cells = [_tokens(side.get(name)) for side in sides]
@@ -113,7 +114,7 @@ def _token_table(result: ProfileResult, comparison: Comparison) -> Table:
 
 
 def _work_table(result: ProfileResult, comparison: Comparison) -> Table:
-    table = _table("arithmetic", "unpruned", "GFLOP/s", "pruned", "GFLOP/s", "ratio")
+    table = _table("unpruned", "GFLOP/s", "pruned", "GFLOP/s", "ratio")
     sides: list[dict[str, Stage | Decoding]] = [{**stages} for stages in _stages_of(result, comparison)]
     for side, index in zip(sides, (comparison.unpruned, comparison.pruned), strict=True):
         if decode := result.variants[index].decode:
@@ -127,8 +128,13 @@ def _work_table(result: ProfileResult, comparison: Comparison) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+def _print_table(console: Console, title: str, table: Table) -> None:
+    console.print(f"[italic]{escape(title)}[/italic]")
+    console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -181,8 +187,7 @@ def _with_ratio(time: Summary | None, ratio: float | None) -> tuple[str, str]:
 
 
 def _operator_table(graph: GraphOperators) -> Table:
-    title = f"slowest operators of {graph.graph}, {graph.variant}: {units.seconds(graph.total_s)} in all"
-    table = _table(title, "calls", "time", "share")
+    table = _table("calls", "time", "share")
     table.columns[0].overflow = "fold"
     for operator in graph.slowest:
         share = units.percent(operator.share)
@@ -207,11 +212,9 @@ def _facts(result: ProfileResult) -> list[str]:
         if use and use.gpu_load is not None:
             lines.append(f"  GPU busy {units.percent(use.gpu_load)} of the time")
     if not result.is_sweep:
-        first, last = result.variants
-        lines.append(
-            f"peak memory: {units.data(result.memory.loaded_bytes)} loaded, {units.data(first.peak_rss_bytes)} after a "
-            f"pruned run, {units.data(last.peak_rss_bytes)} after an unpruned one"
-        )
+        pruned, unpruned = (units.data(variant.peak_rss_bytes) for variant in result.variants)
+        loading = units.data(result.memory.loaded_bytes)
+        lines.append(f"peak memory: {loading} loading, {pruned} pruned, {unpruned} unpruned")
     else:
         lines.append(f"peak memory: {units.data(result.memory.peak_bytes)}")
     if result.memory.device_peak_bytes is not None and result.memory.device_total_bytes is not None:

@@ -65,4 +65,6 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
 def _digits(value: float) -> str:
     """Three digits, or all those before the point."""
     size = abs(value)
+    if size < 1:
+        return f"{value:.3g}"
     return f"{value:.{0 if size >= 99.95 else 1 if size >= 9.995 else 2}f}"

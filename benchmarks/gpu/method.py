@@ -85,11 +85,11 @@ def _reset_peak(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
+    return int(torch.cuda.memory_allocated())
 
 
 def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return int(torch.cuda.max_memory_allocated()) if device.type == "cuda" else 0
 
 
 def table(report: dict[str, Any]) -> str:

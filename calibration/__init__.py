@@ -1,1 +1,1 @@
-"""Quantization and the search for a pruning budget: reserved, nothing is here yet."""
+"""Quantization of a bundle, judged on videos: what `prunevid calibrate` does."""

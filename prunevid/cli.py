@@ -22,6 +22,7 @@ COMMANDS = {
     "profile": ("prunevid.runtime.profile.cli", "measure where time, tokens and memory go, pruned beside unpruned"),
     "show": ("prunevid.runtime.show.cli", "draw which patches of a video are merged, and which a question keeps"),
     "fit": ("prunevid.runtime.fit.cli", "estimate whether a model fits a device, and how fast it will run there"),
+    "calibrate": ("prunevid.calibration.cli", "quantize a bundle, and judge it by questions about videos"),
 }
 # Modules that only some installations have, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export")
@@ -76,6 +77,11 @@ def main_show() -> int:
 def main_fit() -> int:
     """Entry point of ``prunevid-fit``."""
     return _run("fit", "prunevid-fit", sys.argv[1:])
+
+
+def main_calibrate() -> int:
+    """Entry point of ``prunevid-calibrate``."""
+    return _run("calibrate", "prunevid-calibrate", sys.argv[1:])
 
 
 def _run(command: str, prog: str, arguments: Sequence[str]) -> int:

@@ -50,6 +50,8 @@ class AnswerStream:
         self._answer: Answer | None = None
         # perf_counter() when the first token was known; it may be no text yet, so the first piece may come later.
         self.first_token_at: float | None = None
+        # Logits [vocab] that the first token was chosen by: how two bundles are compared.
+        self.first_logits: np.ndarray | None = None
         self._pieces = self._decode(prefill)
 
     @property
@@ -68,7 +70,7 @@ class AnswerStream:
         cached = begun.pre_cache.nbytes + begun.post_cache.nbytes
         sampler, writer = Sampler(self._sampling), _TextWriter(self._prompt, self._sampling)
         ids = [sampler(begun.logits)]
-        self.first_token_at = perf_counter()
+        self.first_token_at, self.first_logits = perf_counter(), begun.logits
         pieces: list[str] = []
         reason: FinishReason | None = None
         while reason is None:

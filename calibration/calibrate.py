@@ -1,0 +1,264 @@
+"""Calibrating a bundle from beginning to end: quantize, judge on held-out questions, write what passed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from prunevid import __version__
+from prunevid.bundle import Bundle, new_bundle, open_bundle, record_files, write_manifest
+from prunevid.calibration.judge import Judgement, ask_all, judge
+from prunevid.calibration.linears import find_linears
+from prunevid.calibration.progress import Progress, Silent
+from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
+from prunevid.calibration.recipes import RECIPES, Recipe
+from prunevid.calibration.rewrite import TREATMENTS, load_graph, put_quantized
+from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
+from prunevid.calibration.workspace import Workspace
+from prunevid.errors import PruneVidError
+from prunevid.quantization import Quantization, QuantizedGraph
+from prunevid.runtime.pipeline import load
+from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.video import read_frames
+
+_BACKEND = "ort-cpu"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate.
+
+    recipe: one of :data:`prunevid.calibration.recipes.RECIPES`; min_agreement: share of held-out questions, 0 to 1,
+    that the result must answer as the original does, unless ``force``; max_new_tokens: length of an answer; threads:
+    of the CPU, None for all cores.
+    """
+
+    recipe: str
+    min_agreement: float = 0.9
+    force: bool = False
+    max_new_tokens: int = 16
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A bundle that was written, how it was judged, and the bytes that it and the original take."""
+
+    bundle: Bundle
+    judgement: Judgement
+    size_before: int
+    size_after: int
+
+
+def calibrate(
+    source: Path, videos: Sequence[AskedVideo], output: Path, settings: Settings, progress: Progress | None = None
+) -> Calibrated:
+    """Quantize the bundle at ``source`` and write it to ``output``.
+
+    A run that is killed goes on where it was when it is started again. Raises PruneVidError where the recipe is not
+    for this bundle, where too few videos can be read, where the result agrees too little, or where ``output`` exists
+    or cannot be written; then there is nothing at ``output``.
+    """
+    progress = progress or Silent()
+    recipe = _recipe(settings)
+    if output.exists():
+        raise PruneVidError(f"{output} exists already: choose another output, or remove it")
+    progress.step(f"verifying {source}", 0)
+    bundle = open_bundle(source)
+    _check_bundle(bundle, recipe)
+    parts = split(_readable(bundle, videos, progress))
+    workspace = Workspace(output, _digest(bundle, parts, settings))
+    if workspace.resumed:
+        progress.tell(f"going on with the work in {workspace.folder}")
+    try:
+        _quantize(bundle, recipe, workspace, progress)
+        candidate = _assemble(bundle, recipe, workspace, frozenset(), progress)
+        judgement = _judge(bundle, candidate, parts.held_out, settings, workspace, progress)
+        _check_agreement(judgement, settings, workspace)
+        written = _publish(candidate, output, judgement)
+    except OSError as error:
+        raise PruneVidError(
+            f"writing {error.filename or workspace.folder} failed: {error.strerror or error}; start again to go on"
+        ) from error
+    workspace.remove()
+    return Calibrated(written, judgement, bundle.size, written.size)
+
+
+def _recipe(settings: Settings) -> Recipe:
+    if settings.recipe not in RECIPES:
+        raise PruneVidError(f"unknown recipe {settings.recipe!r}: known are {', '.join(RECIPES)}")
+    if not 0 <= settings.min_agreement <= 1:
+        raise PruneVidError(f"the least agreement must be between 0 and 1, not {settings.min_agreement}")
+    return RECIPES[settings.recipe]
+
+
+def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
+    manifest = bundle.manifest
+    if manifest.quantization is not None:
+        raise PruneVidError(f"{bundle.path} is quantized already ({manifest.quantization.recipe}): give the original")
+    if manifest.dialect != recipe.dialect:
+        raise PruneVidError(
+            f"the recipe {recipe.name} is for bundles of the dialect {recipe.dialect}, {bundle.path} is in "
+            f"{manifest.dialect}: export it again with --dialect {recipe.dialect}"
+        )
+    if manifest.precision != "fp32":
+        raise PruneVidError(
+            f"the recipe {recipe.name} starts from fp32 weights, {bundle.path} is in {manifest.precision}: export it "
+            "again with --precision fp32"
+        )
+
+
+def _readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:
+    progress.step("reading the videos", len(videos))
+
+    def read(path: Path) -> None:
+        progress.advance()
+        read_frames(path, bundle.manifest.frames)
+
+    return leave_out_unreadable(videos, read, progress.tell)
+
+
+def _digest(bundle: Bundle, parts: Split, settings: Settings) -> str:
+    """A digest of all that the results of steps depend on."""
+    questions = [
+        [str(video.path.resolve()), [asdict(question) for question in video.questions]]
+        for video in (*parts.calibration, *parts.held_out)
+    ]
+    files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+    depends_on = [
+        __version__,
+        files,
+        asdict(bundle.manifest.prune),
+        questions,
+        settings.recipe,
+        settings.max_new_tokens,
+    ]
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+
+
+def _quantize(bundle: Bundle, recipe: Recipe, workspace: Workspace, progress: Progress) -> None:
+    """Quantize every layer that the recipe treats, one by one, into the workspace."""
+    for name, treatment in recipe.treatments.items():
+        linears = find_linears(load_graph(bundle.file(bundle.manifest.graphs[name].file)))
+        progress.step(f"quantizing {name}", sum(linear.weight.tensor.nbytes for linear in linears))
+        store = WeightStore(workspace, name)
+        for linear in linears:
+            store.quantize(linear, TREATMENTS[treatment].scheme)
+            progress.advance(linear.weight.tensor.nbytes)
+
+
+def _assemble(
+    bundle: Bundle, recipe: Recipe, workspace: Workspace, float_layers: frozenset[str], progress: Progress
+) -> Bundle:
+    """Write the quantized bundle into the workspace; ``float_layers`` (``GRAPH/LAYER``) stay as they are."""
+    folder = workspace.folder / "bundle"
+    step = f"bundle {sorted(float_layers)}"
+    if step in workspace and (whole := _open_whole(folder)):
+        return whole
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    done: dict[str, QuantizedGraph] = {}
+    for name, treatment in recipe.treatments.items():
+        done[name] = _write_quantized(bundle, name, treatment, workspace, float_layers, folder, progress)
+    _copy_others(bundle, done, folder, progress)
+    manifest = replace(
+        bundle.manifest,
+        precision=recipe.precision,
+        quantization=Quantization(recipe.name, done, 0, 0.0, 0.0),
+        files=record_files(folder),
+        engines=None,
+    )
+    write_manifest(folder, manifest)
+    workspace.record(step, None)
+    return open_bundle(folder, verify=False)
+
+
+def _open_whole(folder: Path) -> Bundle | None:
+    """The bundle in ``folder``; None where a run was killed while it moved the files to their place."""
+    try:
+        return open_bundle(folder, verify=False)
+    except PruneVidError:
+        return None
+
+
+def _write_quantized(
+    bundle: Bundle,
+    name: str,
+    treatment: str,
+    workspace: Workspace,
+    float_layers: frozenset[str],
+    folder: Path,
+    progress: Progress,
+) -> QuantizedGraph:
+    model = load_graph(bundle.file(bundle.manifest.graphs[name].file))
+    layers = [linear.name for linear in find_linears(model)]
+    stay = tuple(layer for layer in layers if f"{name}/{layer}" in float_layers)
+    store = WeightStore(workspace, name)
+    put_quantized(model, TREATMENTS[treatment], {layer: store.tensors(layer) for layer in layers if layer not in stay})
+    shared = frozenset({bundle.manifest.embeddings.file})
+    progress.step(f"writing {name}", stored_bytes(model, shared))
+    write_graph(model, folder, shared, progress.advance)
+    return QuantizedGraph(TREATMENTS[treatment].text, len(layers) - len(stay), stay)
+
+
+def _copy_others(bundle: Bundle, quantized: Mapping[str, QuantizedGraph], folder: Path, progress: Progress) -> None:
+    """Copy the bundle's files, but for those of quantized graphs and engines."""
+    replaced = {bundle.manifest.graphs[name].file for name in quantized}
+    replaced |= {f"{file}.data" for file in replaced}
+    if bundle.manifest.engines:
+        replaced |= {engine.file for engine in bundle.manifest.engines.graphs.values()}
+    others = [name for name in bundle.manifest.files if name not in replaced]
+    progress.step("copying the rest", len(others))
+    for name in others:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(name), folder / name)
+        progress.advance()
+
+
+def _judge(
+    bundle: Bundle,
+    candidate: Bundle,
+    held_out: Sequence[AskedVideo],
+    settings: Settings,
+    workspace: Workspace,
+    progress: Progress,
+) -> Judgement:
+    """Ask both bundles the held-out questions, one bundle after the other, so that never both are in memory."""
+    sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
+    replies = []
+    for what, asked in (("original", bundle), ("quantized", candidate)):
+        progress.step(f"asking the {what} bundle", len(held_out))
+        pipeline = load(asked, _BACKEND, threads=settings.threads, verify=False)
+        replies.append(ask_all(pipeline, held_out, sampling, workspace, what, progress.advance))
+        del pipeline
+    return judge(held_out, *replies)
+
+
+def _check_agreement(judgement: Judgement, settings: Settings, workspace: Workspace) -> None:
+    if judgement.agreement < settings.min_agreement and not settings.force:
+        raise PruneVidError(
+            f"quantized by {settings.recipe}, the bundle answers {judgement.agreement:.1%} of {judgement.questions} "
+            f"held-out questions as the original does, less than {settings.min_agreement:.1%}: nothing was written; "
+            f"--force writes it (the work is kept in {workspace.folder})"
+        )
+
+
+def _publish(candidate: Bundle, output: Path, judgement: Judgement) -> Bundle:
+    """Move the judged bundle from the workspace to its place, with the judgement in its manifest."""
+    assert candidate.manifest.quantization is not None  # _assemble wrote it
+    judged = replace(
+        candidate.manifest.quantization,
+        questions=judgement.questions,
+        agreement=judgement.agreement,
+        divergence=judgement.divergence,
+    )
+    with new_bundle(output) as folder:
+        for name in candidate.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (candidate.path / name).rename(folder / name)
+        write_manifest(folder, replace(candidate.manifest, quantization=judged))
+    return open_bundle(output, verify=False)

@@ -1,0 +1,110 @@
+"""Quantized weights on disk, layer by layer, until it is decided which of them the bundle will have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from prunevid.calibration.linears import Linear
+from prunevid.calibration.schemes import Scheme
+from prunevid.calibration.workspace import Workspace
+
+# Tensors that a runtime maps into memory lie on page boundaries, the small ones between them where they fit.
+_PAGE = 4096
+_WORD = 16
+
+
+class WeightStore:
+    """The quantized weights of one graph, in one file of the workspace."""
+
+    def __init__(self, workspace: Workspace, graph: str) -> None:
+        self._workspace, self._graph = workspace, graph
+        self._file = workspace.folder / f"{graph}.weights"
+        self._file.touch()
+
+    def quantize(self, linear: Linear, scheme: Scheme) -> None:
+        """Quantize a layer's matrix, unless that was done before. At most one layer is in memory."""
+        step = self._step(linear.name)
+        if step in self._workspace:
+            return
+        arrays: dict[str, dict[str, object]] = {}
+        with self._file.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            for part, array in scheme.quantize(linear.weight).items():
+                # What a killed run left behind its last finished layer stays as a gap.
+                file.seek(_padding(file.tell(), array.nbytes), os.SEEK_CUR)
+                arrays[part] = {"dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()}
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._workspace.record(step, arrays)
+
+    def tensors(self, name: str) -> dict[str, ir.ExternalTensor]:
+        """The arrays of a layer that was quantized, by what they are, each named ``LAYER.PART``."""
+        return {
+            part: ir.ExternalTensor(
+                self._file.name,
+                entry["offset"],
+                int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize,
+                ir.DataType.from_numpy(np.dtype(entry["dtype"])),
+                shape=ir.Shape(entry["shape"]),
+                name=f"{name}.{part}",
+                base_dir=self._file.parent,
+            )
+            for part, entry in self._workspace[self._step(name)].items()
+        }
+
+    def _step(self, layer: str) -> str:
+        return f"quantize {self._graph} {layer}"
+
+
+def write_graph(model: ir.Model, folder: Path, shared: frozenset[str], advance: Callable[[int], None]) -> Path:
+    """Write ``NAME.onnx`` and ``NAME.onnx.data`` into ``folder``, copying weights block by block from where they lie.
+
+    shared: names of files that the graph goes on to share with the rest of the bundle, such as the embedding table.
+    advance is called with the bytes just written. Returns the graph's path.
+    """
+    path = folder / f"{model.graph.name}.onnx"
+    with (folder / f"{path.name}.data").open("wb") as data:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor) or Path(tensor.path).name in shared:
+                continue
+            data.seek(_padding(data.tell(), tensor.nbytes), os.SEEK_CUR)
+            offset = data.tell()
+            for block in _bytes_of(tensor):
+                data.write(block)
+                advance(len(block))
+            value.const_value = ir.ExternalTensor(
+                f"{path.name}.data", offset, tensor.nbytes, tensor.dtype,
+                shape=tensor.shape, name=value.name, base_dir=folder,
+            )  # fmt: skip
+    ir.save(model, path)
+    return path
+
+
+def stored_bytes(model: ir.Model, shared: frozenset[str]) -> int:
+    """Bytes that :func:`write_graph` will write for the model's weights."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor) and Path(t.path).name not in shared)
+
+
+def _padding(position: int, size: int) -> int:
+    """Bytes to leave out behind ``position`` before a tensor of ``size`` bytes."""
+    return -position % (_PAGE if size >= _PAGE else _WORD)
+
+
+def _bytes_of(tensor: ir.ExternalTensor) -> Iterator[bytes]:
+    left = tensor.nbytes
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        while left:
+            block = file.read(min(left, 1 << 24))
+            if not block:
+                raise OSError(f"{tensor.path} ends too early")
+            left -= len(block)
+            yield block

@@ -384,7 +384,7 @@ def test_mistakes_are_one_sentence(
 def test_a_list_of_frames_that_is_none_is_refused_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["profile", "bundle", "--video", "x.mp4", "--frames", "8,many"])
-    assert "--frames" in capsys.readouterr().err
+    assert "--frames: give whole numbers with commas between them, not '8,many'" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -395,6 +395,22 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(PruneVidError, match="cannot write"):
         write(str(target), "text")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_was_measured_is_shown_even_if_a_file_fails(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: str, text: str) -> None:
+        raise PruneVidError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("prunevid.runtime.profile.files.write", full)
+    # More frames than the clip has, twice: both are the same 16 frames.
+    options = ["--frames", "16,20", "--runs", "1", "--warmup", "0", "--max-new-tokens", "1"]
+    assert main(["profile", str(demo_bundle), "--video", str(CLIP), *options, "--html", str(tmp_path / "a.html")]) == 2
+    output = capsys.readouterr()
+    assert "unpruned" in output.out
+    assert "no more than 16 frames where 20 were asked for" in output.out
+    assert "No space left on device" in output.err
 
 
 def test_help_answers_without_the_heavy_modules() -> None:

@@ -13,8 +13,7 @@ import pytest
 from prunevid.runtime.machine import describe
 from prunevid.runtime.profile.jetson import Jetson, find_jetson, parse_tegrastats, total_power
 from prunevid.runtime.profile.nvidia_smi import parse_nvidia_smi
-from prunevid.runtime.profile.sensors import find_sensors
-from prunevid.runtime.profile.telemetry import Telemetry
+from prunevid.runtime.profile.telemetry import Telemetry, find_sensors
 
 # Printed by boards and published by their owners, shortened where nothing is read.
 AGX_ORIN_JETPACK_5 = (

@@ -72,11 +72,14 @@ def run(args: argparse.Namespace) -> int:
     if not Path(args.video).exists():
         raise PruneVidError(f"{args.video}: there is no such file or folder; check the path of the video")
     result = _measure(args)
-    # Files first: whoever reads the tables may close the pipe before their end.
-    for name, convert in (("json", to_json), ("csv", to_csv), ("html", to_html)):
-        if name in outputs:
-            write(outputs[name], convert(result))
-    print_result(result, sys.stderr if STDOUT in outputs.values() else sys.stdout)
+    try:
+        # Files first: whoever reads the tables may close the pipe before their end.
+        for name, convert in (("json", to_json), ("csv", to_csv), ("html", to_html)):
+            if name in outputs:
+                write(outputs[name], convert(result))
+    finally:
+        # What took minutes to measure is shown even if a disk was full.
+        print_result(result, sys.stderr if STDOUT in outputs.values() else sys.stdout)
     return 0
 
 
@@ -158,4 +161,7 @@ def _swept(sweep: str, base: PruneConfig) -> tuple[PruneConfig, ...]:
 
 
 def _frame_counts(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(int(count) for count in text.split(",")))
+    try:
+        return tuple(dict.fromkeys(int(count) for count in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"give whole numbers with commas between them, not {text!r}") from error

@@ -37,9 +37,8 @@ from prunevid.runtime.profile.records import (
     Tokens,
     Variant,
 )
-from prunevid.runtime.profile.sensors import find_sensors
 from prunevid.runtime.profile.summary import Measured, compare, summarise_variant
-from prunevid.runtime.profile.telemetry import Telemetry
+from prunevid.runtime.profile.telemetry import Telemetry, find_sensors
 from prunevid.runtime.sampling import SamplingConfig
 
 __all__ = ["Progress", "ProfileSettings", "profile"]

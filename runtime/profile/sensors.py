@@ -1,4 +1,4 @@
-"""What a device shows of itself while it works, and the two that can: a Jetson, and an NVIDIA card."""
+"""What a device shows of itself while it works, and how to follow a monitor that prints it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Follower", "Reading", "Sensors", "find_sensors"]
+__all__ = ["Follower", "Reading", "Sensors"]
 
 _FIRST_LINE_S = 5.0
 
@@ -28,7 +28,7 @@ class Reading:
 
 
 class Sensors(Protocol):
-    """A device's sensors. memory_total_bytes: all of its memory, None if unknown. notes: sentences on what is missing."""
+    """A device's sensors. memory_total_bytes: all of its memory, None if unknown. notes: what is missing, in words."""
 
     memory_total_bytes: int | None
     notes: list[str]
@@ -40,17 +40,6 @@ class Sensors(Protocol):
     def close(self) -> None:
         """End what was started for reading them."""
         ...
-
-
-def find_sensors(backend: str) -> Sensors | None:
-    """The sensors of what ``backend`` runs on: a Jetson's always, a card's if the backend runs there; None else."""
-    from prunevid.runtime.profile.jetson import find_jetson
-    from prunevid.runtime.profile.nvidia_smi import find_nvidia_card
-
-    jetson = find_jetson()
-    if jetson is not None or backend == "ort-cpu":
-        return jetson
-    return find_nvidia_card()
 
 
 class Follower:

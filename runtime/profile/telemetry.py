@@ -14,13 +14,23 @@ from pathlib import Path
 from time import perf_counter, thread_time
 from types import TracebackType
 
+from prunevid.runtime.profile.jetson import find_jetson
+from prunevid.runtime.profile.nvidia_smi import find_nvidia_card
 from prunevid.runtime.profile.records import DeviceSample, Timeline
 from prunevid.runtime.profile.sensors import Sensors
 
-__all__ = ["Telemetry"]
+__all__ = ["Telemetry", "find_sensors"]
 
 _PERIOD_S = 0.05
 _LOOKS_PER_DEVICE_SAMPLE = 4
+
+
+def find_sensors(backend: str) -> Sensors | None:
+    """The sensors of what ``backend`` runs on: a Jetson's always, a card's if the backend runs there; None else."""
+    jetson = find_jetson()
+    if jetson is not None or backend == "ort-cpu":
+        return jetson
+    return find_nvidia_card()
 
 
 class Telemetry:

@@ -1,8 +1,8 @@
 """What TensorRT's parser must find in a graph to take an operator for the plugin of that name.
 
-A plugin's inputs, outputs and own attributes are the operator's (``export/operators.py``), with two exceptions, since a
-plugin can neither read booleans nor say how long its output is: DpcKnn reads ``valid`` as int32, and GroupTopK writes a
-mark for every token, float32 [V], of which NonZero makes the list. No plugin has an output for scratch memory.
+A plugin's inputs, outputs and own attributes are the operator's (``export/operators.py``), with two exceptions. Plugins
+cannot read booleans: DpcKnn reads ``valid`` as int32. And lists whose length depends on data are left to TensorRT's
+NonZero: GroupTopK marks what is kept, float32 [V]. No plugin has an output for scratch memory.
 """
 
 from __future__ import annotations

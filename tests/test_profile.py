@@ -388,12 +388,12 @@ def test_a_list_of_frames_that_is_none_is_refused_by_the_parser(capsys: pytest.C
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    from prunevid.runtime.profile.files import write
+    from prunevid.files import write_output
 
     target = tmp_path / "folder"
     target.mkdir()
     with pytest.raises(PruneVidError, match="cannot write"):
-        write(str(target), "text")
+        write_output(str(target), "text")
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -403,7 +403,7 @@ def test_what_was_measured_is_shown_even_if_a_file_fails(
     def full(path: str, text: str) -> None:
         raise PruneVidError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr("prunevid.runtime.profile.files.write", full)
+    monkeypatch.setattr("prunevid.runtime.profile.cli.write_output", full)
     # More frames than the clip has, twice: both are the same 16 frames.
     options = ["--frames", "16,20", "--runs", "1", "--warmup", "0", "--max-new-tokens", "1"]
     assert main(["profile", str(demo_bundle), "--video", str(CLIP), *options, "--html", str(tmp_path / "a.html")]) == 2

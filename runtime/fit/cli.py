@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
+from prunevid.files import STDOUT, check_output, write_output
 from prunevid.models import MODELS, ModelShape, model_shape
 from prunevid.runtime.fit.devices import DEVICES, LOCAL, device_named
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from prunevid.runtime.fit.budget import Budget
     from prunevid.runtime.fit.compare import Comparison
 
-_STDOUT = "-"
 # The share of tokens that PruneVid's paper keeps of LLaVA-OneVision-7B's, 17.0 %, is 0.4 of what merging leaves.
 _MERGED_SHARE = 0.425
 _FRAMES = "8,16,32,64"
@@ -63,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.device == LOCAL and args.bundle is None:
         raise PruneVidError(f"--device {LOCAL} measures: it needs a BUNDLE, which `prunevid export` makes")
     device = None if args.device == LOCAL else device_named(args.device)
-    if args.json not in (None, _STDOUT):
-        _check_output(Path(args.json))
+    if args.json not in (None, STDOUT):
+        check_output(Path(args.json))
     model, prune = _model(args)
 
     from prunevid.runtime.fit.budget import Shares, make_budget
@@ -112,10 +110,9 @@ def _write(budget: Budget, comparisons: list[Comparison], file: str | None) -> N
     if file is not None:
         result = {**budget.to_dict(), "comparisons": [comparison.to_dict() for comparison in comparisons]}
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        if file == _STDOUT:
-            sys.stdout.write(text)
+        write_output(file, text)
+        if file == STDOUT:
             return
-        _write_whole(Path(file), text)
     from rich.console import Console
 
     from prunevid.runtime.fit.report import print_budget, print_comparisons
@@ -124,19 +121,3 @@ def _write(budget: Budget, comparisons: list[Comparison], file: str | None) -> N
     print_budget(budget, console)
     if comparisons:
         print_comparisons(comparisons, console)
-
-
-def _check_output(file: Path) -> None:
-    if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise PruneVidError(f"cannot write {file}: give the name of a file in a folder that can be written to")
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PruneVidError(f"cannot write {file}: {error.strerror or error}") from error

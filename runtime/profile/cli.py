@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
+from prunevid.files import STDOUT, write_output
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.backend_names import BACKENDS
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print tables, write files."""
-    from prunevid.runtime.profile.files import STDOUT, check_outputs, to_csv, to_json, write
+    from prunevid.runtime.profile.files import check_outputs, to_csv, to_json
     from prunevid.runtime.profile.report import to_html
     from prunevid.runtime.profile.terminal import print_result
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         # Files first: whoever reads the tables may close the pipe before their end.
         for name, convert in (("json", to_json), ("csv", to_csv), ("html", to_html)):
             if name in outputs:
-                write(outputs[name], convert(result))
+                write_output(outputs[name], convert(result))
     finally:
         # What took minutes to measure is shown even if a disk was full.
         print_result(result, sys.stderr if STDOUT in outputs.values() else sys.stdout)

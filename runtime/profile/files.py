@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +12,10 @@ from typing import Any
 
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
+from prunevid.files import STDOUT, check_output
 from prunevid.runtime.profile.records import ProfileResult, Summary, Variant
 
-__all__ = ["STDOUT", "check_outputs", "to_csv", "to_json", "write"]
-
-STDOUT = "-"
+__all__ = ["check_outputs", "to_csv", "to_json"]
 
 _SETTINGS = tuple(field.name for field in fields(PruneConfig))
 _STATISTICS = ("n", "median_s", "p90_s", "p99_s")
@@ -37,34 +33,7 @@ def check_outputs(paths: Sequence[str]) -> None:
     if len({file.resolve() for file in files}) < len(files):
         raise PruneVidError("two outputs have the same file name: give each its own")
     for file in files:
-        if file.exists() and not file.is_file():
-            raise PruneVidError(f"{file} exists and is not a file: give the name of a file to write")
-        if not file.parent.is_dir():
-            raise PruneVidError(f"cannot write {file}: there is no folder {file.parent}")
-        if not os.access(file.parent, os.W_OK):
-            raise PruneVidError(f"cannot write {file}: no permission to write into {file.parent}")
-
-
-def write(path: str, text: str) -> None:
-    """Write a whole file or none; ``-`` is standard output. Raises PruneVidError where it fails."""
-    if path == STDOUT:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    target = Path(path)
-    partial = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            partial = Path(file.name)
-            file.write(text)
-        partial.chmod(0o644)
-        partial.replace(target)
-    except OSError as error:
-        if partial:
-            partial.unlink(missing_ok=True)
-        raise PruneVidError(f"cannot write {target}: {error.strerror or error}") from error
+        check_output(file)
 
 
 def to_json(result: ProfileResult) -> str:

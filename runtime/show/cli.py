@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.backend_names import BACKENDS
-from prunevid.runtime.show.output import check_output, save
+from prunevid.runtime.show.output import check_picture, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask the question, draw what it kept, and say what was written."""
     output = Path(args.output)
-    check_output(output, Path(args.video))
+    check_picture(output, Path(args.video))
     from prunevid.runtime.pipeline import load
     from prunevid.runtime.show.maps import observe
     from prunevid.runtime.show.style import drawable

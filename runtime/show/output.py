@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunevid.errors import PruneVidError
+from prunevid.files import check_output, write_whole
 
 if TYPE_CHECKING:
     from prunevid.runtime.show.maps import TokenMaps
@@ -17,22 +17,13 @@ _FORMATS = (".png", ".gif", ".html")
 _WHICH = "the output must be a .png, .gif or .html file"
 
 
-def check_output(path: Path, video: Path) -> None:
+def check_picture(path: Path, video: Path) -> None:
     """Raise PruneVidError unless a picture can be written to ``path`` without harm to the video that it is of."""
     if path.suffix.lower() not in _FORMATS:
         raise PruneVidError(f"{path}: {_WHICH}")
-    try:
-        exists = path.exists()
-    except OSError as error:  # a name too long
-        raise PruneVidError(f"cannot write {str(path)[:200]!r}: {error.strerror or error}") from error
-    if exists and not path.is_file():
-        raise PruneVidError(f"{path} exists and is not a file: give the name of a file to write")
-    if exists and os.path.exists(video) and path.samefile(video):
+    check_output(path)
+    if path.exists() and os.path.exists(video) and path.samefile(video):
         raise PruneVidError(f"{path}: the output would overwrite the video: give it another name")
-    if not path.parent.is_dir():
-        raise PruneVidError(f"cannot write {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise PruneVidError(f"cannot write {path}: no permission to write into {path.parent}")
 
 
 def save(maps: TokenMaps, path: Path) -> None:
@@ -40,18 +31,7 @@ def save(maps: TokenMaps, path: Path) -> None:
 
     Raises PruneVidError where the format is unknown or the file cannot be written.
     """
-    content = _drawn(maps, path)
-    partial = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".prunevid-", delete=False) as file:
-            partial = Path(file.name)
-            file.write(content)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        if partial:
-            partial.unlink(missing_ok=True)
-        raise PruneVidError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, _drawn(maps, path))
 
 
 def _drawn(maps: TokenMaps, path: Path) -> bytes:

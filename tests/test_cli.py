@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+from prunevid.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "onnx", "onnxscript")
@@ -42,15 +46,33 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command() -> None:
     result = prunevid("--help")
     assert result.returncode == 0
-    assert "export" in result.stdout
-    assert "run" in result.stdout
+    assert all(f"  {command} " in result.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["export", "run"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     result = prunevid(command, "--help")
     assert result.returncode == 0
-    assert "--keep-ratio" in result.stdout
+    assert result.stdout.startswith(f"usage: prunevid {command} ")
+    assert "BUNDLE" in result.stdout or command == "export"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_name_of_its_own(command: str) -> None:
+    scripts = {script.name: script.value for script in entry_points(group="console_scripts")}
+    module, _, function = scripts[f"prunevid-{command}"].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("export", "build")])
+def test_help_of_the_runtime_loads_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom prunevid.cli import main\n"
+        f"try:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"assert not set({(*HEAVY, 'onnxruntime', 'av')!r}) & set(sys.modules), sorted(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,6 +192,7 @@ def test_no_prune_keeps_every_token(demo_bundle: Path, clip: Path) -> None:
         (["--question", "what ?", "--no-prune", "--keep-ratio", "0.2"], "exclude each other"),
         (["--question", "what ?", "--frames", "0"], "frames"),
         (["--question", "what ?", "--threads", "0"], "threads"),
+        (["--question", "what ?", "--backend", "tensorrt"], "has no TensorRT engines"),
     ],
 )
 def test_mistakes_of_run_are_one_sentence(demo_bundle: Path, clip: Path, arguments: list[str], expected: str) -> None:

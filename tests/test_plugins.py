@@ -55,7 +55,7 @@ def check_kernel(launch: Launch, name: str, arguments: int) -> None:
     assert [".u32" in line for line in entry[0].splitlines()].index(True) == arguments - 2
 
 
-@pytest.mark.parametrize("element", ["FLOAT", "HALF", "BF16"])
+@pytest.mark.parametrize("element", ["FLOAT", "HALF"])
 def test_clustering_launches_a_program_per_group(tensorrt: Callable[..., Any], element: str) -> None:
     inputs = [DISTANCES._replace(type=element), VALID, CLUSTERS]
     launch = tensorrt(plugin_builder.build, "DpcKnn", inputs, {"neighbours": 7})
@@ -104,7 +104,7 @@ def test_segments_are_one_program(tensorrt: Callable[..., Any]) -> None:
         tensorrt(plugin_builder.build, "RefineSegments", [Input("INT64", ("T",), (257,))], {})
 
 
-@pytest.mark.parametrize("element", ["FLOAT", "HALF", "BF16"])
+@pytest.mark.parametrize("element", ["FLOAT", "HALF"])
 def test_selection_launches_programs_for_all_tokens(tensorrt: Callable[..., Any], element: str) -> None:
     launch = tensorrt(plugin_builder.build, "GroupTopK", [SCORES._replace(type=element), GROUP, QUOTA], {})
     check_kernel(launch, "group_topk_kernel", 5)

@@ -19,7 +19,7 @@ class Case(NamedTuple):
 
 def cases(capability: int, element: str = "fp32") -> Iterator[Case]:
     """The kernels as TensorRT gets them for one GPU: a real size and the largest. element: Triton's name of a float."""
-    for tokens in (196, 512, MAX_TOKENS):
+    for tokens in (196, MAX_TOKENS):
         types = [f"*{element}", "*i32", "*i64", "i32", "*i64"]
         constants = {"NEIGHBOURS": 7, **dpc_knn.block_sizes(tokens)}
         compiled = compile_kernel(dpc_knn.dpc_knn_kernel, types, constants, dpc_knn.warps(tokens), capability)

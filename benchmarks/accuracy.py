@@ -185,8 +185,8 @@ def measure(videos: int, bundle: str) -> dict[str, Any]:
 
 
 def _result(name: str, right: dict[str, list[np.ndarray]], shares: dict[str, list[float]]) -> dict[str, Any]:
-    accuracy, interval = _bootstrap(right[name], None)
-    difference, paired = _bootstrap(right[name], right["b"])
+    accuracy, interval = bootstrap(right[name], None)
+    difference, paired = bootstrap(right[name], right["b"])
     return {
         "name": NAMES[name],
         "accuracy": accuracy,
@@ -197,7 +197,7 @@ def _result(name: str, right: dict[str, list[np.ndarray]], shares: dict[str, lis
     }
 
 
-def _bootstrap(right: list[np.ndarray], other: list[np.ndarray] | None) -> tuple[float, list[float]]:
+def bootstrap(right: list[np.ndarray], other: list[np.ndarray] | None) -> tuple[float, list[float]]:
     """Mean over questions (minus the other's), and its 95 % interval by resampling videos."""
     hits = np.array([r.sum() for r in right], float) - (0 if other is None else np.array([r.sum() for r in other]))
     sizes = np.array([len(r) for r in right], float)

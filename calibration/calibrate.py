@@ -6,8 +6,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from prunevid import __version__
 from prunevid.bundle import Bundle, new_bundle, open_bundle, record_files, write_manifest
@@ -17,6 +18,7 @@ from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
 from prunevid.calibration.recipes import RECIPES, Recipe
 from prunevid.calibration.rewrite import TREATMENTS, load_graph, put_quantized
+from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
@@ -33,13 +35,14 @@ class Settings:
     """How to calibrate.
 
     recipe: one of :data:`prunevid.calibration.recipes.RECIPES`; min_agreement: share of held-out questions, 0 to 1,
-    that the result must answer as the original does, unless ``force``; max_new_tokens: length of an answer; threads:
-    of the CPU, None for all cores.
+    that the result must answer as the original does, unless ``force``; float_choice: which layers stay in float;
+    max_new_tokens: length of an answer; threads: of the CPU, None for all cores.
     """
 
     recipe: str
     min_agreement: float = 0.9
     force: bool = False
+    float_choice: FloatChoice = field(default_factory=FloatChoice)
     max_new_tokens: int = 16
     threads: int | None = None
 
@@ -76,7 +79,8 @@ def calibrate(
         progress.tell(f"going on with the work in {workspace.folder}")
     try:
         _quantize(bundle, recipe, workspace, progress)
-        candidate = _assemble(bundle, recipe, workspace, frozenset(), progress)
+        float_layers = _float_layers(bundle, recipe, parts, settings, workspace, progress)
+        candidate = _assemble(bundle, recipe, workspace, float_layers, progress)
         judgement = _judge(bundle, candidate, parts.held_out, settings, workspace, progress)
         _check_agreement(judgement, settings, workspace)
         written = _publish(candidate, output, judgement)
@@ -137,7 +141,11 @@ def _digest(bundle: Bundle, parts: Split, settings: Settings) -> str:
         settings.recipe,
         settings.max_new_tokens,
     ]
-    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+    return _hashed(depends_on)
+
+
+def _hashed(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _quantize(bundle: Bundle, recipe: Recipe, workspace: Workspace, progress: Progress) -> None:
@@ -151,13 +159,26 @@ def _quantize(bundle: Bundle, recipe: Recipe, workspace: Workspace, progress: Pr
             progress.advance(linear.weight.tensor.nbytes)
 
 
+def _float_layers(
+    bundle: Bundle, recipe: Recipe, parts: Split, settings: Settings, workspace: Workspace, progress: Progress
+) -> frozenset[str]:
+    """The layers (``GRAPH/LAYER``) that are to stay in float; measured only where there may be any."""
+    if not settings.float_choice.needs_ranking:
+        return frozenset()
+    found = measure_sensitivity(bundle, recipe, parts.calibration, workspace, settings.threads, progress)
+    chosen = settings.float_choice.choose(found)
+    for layer in sorted(chosen, key=lambda name: -found[name]):
+        progress.tell(f"stays in float: {layer}, which alone costs {found[layer]:.5f} nats")
+    return chosen
+
+
 def _assemble(
     bundle: Bundle, recipe: Recipe, workspace: Workspace, float_layers: frozenset[str], progress: Progress
 ) -> Bundle:
     """Write the quantized bundle into the workspace; ``float_layers`` (``GRAPH/LAYER``) stay as they are."""
     folder = workspace.folder / "bundle"
-    step = f"bundle {sorted(float_layers)}"
-    if step in workspace and (whole := _open_whole(folder)):
+    whole = _open_whole(folder)
+    if whole and "bundle" in workspace and workspace["bundle"] == sorted(float_layers):
         return whole
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -173,7 +194,7 @@ def _assemble(
         engines=None,
     )
     write_manifest(folder, manifest)
-    workspace.record(step, None)
+    workspace.record("bundle", sorted(float_layers))
     return open_bundle(folder, verify=False)
 
 
@@ -229,11 +250,13 @@ def _judge(
 ) -> Judgement:
     """Ask both bundles the held-out questions, one bundle after the other, so that never both are in memory."""
     sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
+    # Replies of a bundle with other layers in float are others.
+    choice = _hashed([candidate.manifest.files[file].sha256 for file in sorted(candidate.manifest.files)])[:16]
     replies = []
-    for what, asked in (("original", bundle), ("quantized", candidate)):
+    for what, step, asked in (("original", "original", bundle), ("quantized", choice, candidate)):
         progress.step(f"asking the {what} bundle", len(held_out))
         pipeline = load(asked, _BACKEND, threads=settings.threads, verify=False)
-        replies.append(ask_all(pipeline, held_out, sampling, workspace, what, progress.advance))
+        replies.append(ask_all(pipeline, held_out, sampling, workspace, step, progress.advance))
         del pipeline
     return judge(held_out, *replies)
 
@@ -243,7 +266,7 @@ def _check_agreement(judgement: Judgement, settings: Settings, workspace: Worksp
         raise PruneVidError(
             f"quantized by {settings.recipe}, the bundle answers {judgement.agreement:.1%} of {judgement.questions} "
             f"held-out questions as the original does, less than {settings.min_agreement:.1%}: nothing was written; "
-            f"--force writes it (the work is kept in {workspace.folder})"
+            f"leave sensitive layers in float, or write it with --force (the work is kept in {workspace.folder})"
         )
 
 

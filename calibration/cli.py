@@ -42,6 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="share of held-out questions to be answered as before; else nothing is written",
     )
+    stay = parser.add_mutually_exclusive_group()
+    stay.add_argument(
+        "--float-layers",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="leave the N most sensitive layers in float, as measured one by one",
+    )
+    stay.add_argument(
+        "--max-kl",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="NATS",
+        help="leave as many in float as it takes for the others' sensitivities to add up to this",
+    )
     parser.add_argument("--force", action="store_true", help="write the bundle even if it agrees less")
     parser.add_argument(
         "--max-new-tokens", type=int, default=_MAX_NEW_TOKENS, metavar="N", help="length of the answers compared"
@@ -56,10 +71,16 @@ def run(args: argparse.Namespace) -> int:
     from prunevid.calibration.calibrate import Settings, calibrate
     from prunevid.calibration.progress import on_stderr
     from prunevid.calibration.questions import find_videos, read_questions
+    from prunevid.calibration.sensitivity import FloatChoice
 
     videos = read_questions(Path(args.questions)) if hasattr(args, "questions") else find_videos(Path(args.videos))
     settings = Settings(
-        args.recipe, args.min_agreement, args.force, args.max_new_tokens, getattr(args, "threads", None)
+        recipe=args.recipe,
+        min_agreement=args.min_agreement,
+        force=args.force,
+        float_choice=FloatChoice(getattr(args, "float_layers", None), getattr(args, "max_kl", None)),
+        max_new_tokens=args.max_new_tokens,
+        threads=getattr(args, "threads", None),
     )
     with on_stderr() as progress:
         made = calibrate(Path(args.bundle), videos, Path(args.output), settings, progress)

@@ -168,7 +168,7 @@ def test_a_bundle_that_agrees_too_little_is_not_written(
     """Random weights: what follows from a first token is chaos, and so are the answers of a quantized twin."""
     source, output = tiny_bundle("qwen2", "ort"), tmp_path / "out"
     settings = Settings("cpu-int4", min_agreement=1.0)
-    with pytest.raises(PruneVidError, match=r"less than 100\.0%: nothing was written; --force"):
+    with pytest.raises(PruneVidError, match=r"less than 100\.0%: nothing was written; .* --force"):
         calibrate(source, read_questions(questions), output, settings)
     assert not output.exists()
     made = calibrate(source, read_questions(questions), output, Settings("cpu-int4", min_agreement=1.0, force=True))

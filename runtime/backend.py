@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -9,7 +10,8 @@ from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
 from prunevid.runtime.arrays import Array, Memory
 from prunevid.runtime.backend_names import BACKENDS
-from prunevid.runtime.backend_ort import OrtCpuBackend
+
+_LOG = logging.getLogger("prunevid")
 
 
 class Graph(Protocol):
@@ -59,10 +61,46 @@ class Backend(Protocol):
 def choose_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
     """The backend called ``name`` for a bundle. threads: of the CPU, None for all cores.
 
-    ``auto`` is the fastest that works here. Raises PruneVidError where the backend cannot run the bundle.
+    ``auto`` is the fastest that works here: the bundle's TensorRT engines if they were built for this GPU, else ONNX
+    Runtime on the GPU if it can run the bundle, else ONNX Runtime on the CPU. Where a GPU is passed over, the log says
+    why. ``ort-tensorrt`` is never chosen, since it builds engines when it is first used. Raises PruneVidError where the
+    backend cannot run the bundle here.
     """
     if threads is not None and threads < 1:
         raise PruneVidError(f"threads must be 1 or more, not {threads}")
     if name not in ("auto", *BACKENDS):
         raise PruneVidError(f"unknown backend {name!r}: known are auto, {', '.join(BACKENDS)}")
-    return OrtCpuBackend(threads)
+    if name != "auto":
+        return _make(name, bundle, threads)
+    for candidate in _accelerated(bundle):
+        try:
+            return _make(candidate, bundle, threads)
+        except PruneVidError as error:
+            _LOG.warning("note: not running on %s: %s", candidate, error)
+    return _make("ort-cpu", bundle, threads)
+
+
+def _accelerated(bundle: Bundle) -> list[str]:
+    """The backends on a GPU that this bundle or this installation was prepared for, the fastest first."""
+    import onnxruntime as ort
+
+    found = []
+    if bundle.manifest.engines:
+        found.append("tensorrt")
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        found.append("ort-cuda")
+    return found
+
+
+def _make(name: str, bundle: Bundle, threads: int | None) -> Backend:
+    if name == "tensorrt":
+        from prunevid.runtime.backend_tensorrt import TensorRtBackend
+
+        return TensorRtBackend(bundle)
+    if name == "ort-cpu":
+        from prunevid.runtime.backend_ort import OrtCpuBackend
+
+        return OrtCpuBackend(threads)
+    from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
+
+    return OrtCudaBackend(bundle, threads) if name == "ort-cuda" else OrtTensorRtBackend(bundle, threads)

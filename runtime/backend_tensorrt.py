@@ -1,0 +1,124 @@
+"""TensorRT: the engines that `prunevid build` put into a bundle, on the GPU for which they were built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from prunevid.bundle import Bundle
+from prunevid.engines import EngineDevice, EngineSpec, check_device
+from prunevid.errors import PruneVidError
+from prunevid.runtime.arrays import Array
+from prunevid.runtime.cuda import Cuda
+from prunevid.runtime.device_memory import DeviceMemory
+from prunevid.runtime.engine_context import EngineContext, Tools, Workspace
+from prunevid.runtime.engine_profiles import choose_profile, largest_past
+
+# A decode step's past is filled up to a multiple of this many rows: one CUDA graph serves that many steps, and the
+# masked rows cost little beside the weights, which every step reads.
+_PAST_STEP = 256
+_DECODE = "decode"
+
+
+class TensorRtBackend:
+    """A bundle's engines. Raises PruneVidError where there are none, or none that run here."""
+
+    name = "tensorrt"
+
+    def __init__(self, bundle: Bundle, *, cuda: Cuda | None = None, trt: Any = None) -> None:
+        """``cuda``, ``trt``: the GPU and TensorRT's module, by default those that are installed."""
+        engines = bundle.manifest.engines
+        if engines is None:
+            raise PruneVidError(
+                f"{bundle.path} has no TensorRT engines: build them on this machine with `prunevid build {bundle.path}`"
+            )
+        trt = trt or _import_tensorrt()
+        cuda = cuda or Cuda()
+        gpu, capability = cuda.gpu()
+        check_device(engines, EngineDevice(trt.__version__, gpu, capability, cuda.driver()))
+        self.memory = DeviceMemory(cuda)
+        self.now = cuda.now
+        self._engines = engines.graphs
+        self._tools = Tools(trt, _logger(trt), cuda, self.memory, Workspace(self.memory))
+        # The standard plugins, of which engines may contain some; the prunevid operators are in the engines themselves.
+        trt.init_libnvinfer_plugins(self._tools.logger, "")
+        self._runtime = trt.Runtime(self._tools.logger)
+        decoders = [spec for name, spec in self._engines.items() if name.startswith("llm_")]
+        self._largest_past = min(map(largest_past, decoders), default=0)
+
+    def load(self, bundle: Bundle, name: str) -> EngineGraph:
+        """See :class:`prunevid.runtime.backend.Backend`."""
+        return EngineGraph(self._tools, self._runtime, bundle, name, self._engines[name])
+
+    def past_rows(self, length: int) -> int:
+        """The next multiple of 256, if the engines take so many: then the same CUDA graph serves 256 decode steps."""
+        padded = (length // _PAST_STEP + 1) * _PAST_STEP
+        return max(length, min(padded, self._largest_past))
+
+
+class EngineGraph:
+    """A deserialized engine, with a context for each of its profiles."""
+
+    def __init__(self, tools: Tools, runtime: Any, bundle: Bundle, name: str, engine: EngineSpec) -> None:
+        graph = bundle.manifest.graphs[name]
+        file = bundle.file(engine.file)
+        # Mapped, not read: on a Jetson, host and GPU share the memory that holds the weights.
+        self._engine = runtime.deserialize_cuda_engine(np.memmap(file, np.uint8, "r"))
+        if self._engine is None:
+            raise PruneVidError(f"TensorRT {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}")
+        self.inputs = tuple(spec.name for spec in graph.inputs)
+        self.outputs = tuple(spec.name for spec in graph.outputs)
+        found = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
+        if found != {*self.inputs, *self.outputs}:
+            raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `prunevid build`")
+        tools.workspace.reserve(self._engine.device_memory_size_v2)
+        self._contexts = [
+            EngineContext(tools, self._engine, graph, number, decodes=profile.name == _DECODE)
+            for number, profile in enumerate(engine.profiles)
+        ]
+        self._value_inputs = sorted({value for profile in engine.profiles for value in profile.values})
+        self._name, self._spec = name, engine
+        self._chosen: dict[object, int] = {}
+
+    def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
+        """See :class:`prunevid.runtime.backend.Graph`."""
+        shapes = tuple(feeds[name].shape for name in self.inputs)
+        values = tuple(int(np.asarray(feeds[name]).item()) for name in self._value_inputs)
+        number = self._chosen.get((shapes, values))
+        if number is None:
+            named = dict(zip(self.inputs, shapes, strict=True)), dict(zip(self._value_inputs, values, strict=True))
+            number = choose_profile(self._name, self._spec, *named)
+            # Only the last choice is kept: a decode step has the shapes of the one before, and no other run has.
+            self._chosen = {(shapes, values): number}
+        return self._contexts[number].run(feeds, outputs)
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):
+        """Remembers the last error: TensorRT's functions only say that there was one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self._last = message.strip()
+
+        def last_error(self) -> str:
+            return self._last or "it gives no reason"
+
+    return Logger()
+
+
+def _import_tensorrt() -> Any:
+    try:
+        return import_module("tensorrt")
+    except ImportError as error:
+        raise PruneVidError(
+            f"TensorRT's Python package cannot be loaded ({error}): on a Jetson it is JetPack's python3-libnvinfer, "
+            "elsewhere pip install 'prunevid[tensorrt]'"
+        ) from error

@@ -1,0 +1,390 @@
+"""Every backend gives the answers of ONNX Runtime on the CPU, from arrays that nothing but its graphs can read.
+
+Where there is no GPU, the same code runs on stand-ins (fake_cuda.py, fake_ort.py, fake_tensorrt.py): they show that the
+chain reads no array that lies on a device, waits where it must, and binds what the engines were built for; not that a
+GPU computes the right numbers. On a machine with a GPU, `pytest -m gpu` and `pytest -m tensorrt` run the backends
+themselves.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from conformance import DEMO_QUESTIONS, FRAMES, QUESTIONS, SAMPLING, Record, assert_same, record
+from fake_cuda import FakeCuda
+from fake_ort import TENSORRT, patch_onnxruntime
+from fake_tensorrt import DEVICE, FakeTensorRt, add_engines
+
+from prunevid import PruneVidError
+from prunevid.bundle import Bundle, open_bundle
+from prunevid.engines import EngineDevice
+from prunevid.runtime.arrays import DeviceArray
+from prunevid.runtime.backend import choose_backend
+from prunevid.runtime.backend_ort import OrtCpuBackend
+from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
+from prunevid.runtime.backend_tensorrt import TensorRtBackend
+from prunevid.runtime.chain import Chain
+from prunevid.runtime.cuda import Cuda
+from prunevid.runtime.device_memory import DeviceMemory
+from prunevid.runtime.engine_context import output_allocator
+from prunevid.runtime.pipeline import Pipeline
+
+Bundles = Callable[[str], Bundle]
+OnCpu = Callable[[str, int], Record]
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    tiny_bundle: Callable[[str, str], Path],
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundles:
+    """Bundles by kind. "engines" and "demo engines" have engines; the demo's rows of KV are aligned as TensorRT wants
+    them, the tiny model's are not."""
+
+    @cache
+    def made(kind: str) -> Bundle:
+        from prunevid.export import export
+
+        folder = tmp_path_factory.mktemp("bundles") / "bundle"
+        if kind == "ort fp16":
+            return export("llava-ov", folder, checkpoint=str(tiny_checkpoint("qwen2")), precision="fp16")
+        if kind == "engines":
+            shutil.copytree(tiny_bundle("qwen2", "portable"), folder)
+            return add_engines(folder, frames=8)
+        if kind == "demo engines":
+            return add_engines(export("demo", folder, dialect="portable").path, frames=8)
+        return open_bundle(tiny_bundle("qwen2", kind))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def on_cpu(bundles: Bundles) -> OnCpu:
+    """What ONNX Runtime on the CPU makes of a bundle, with so many rows at once."""
+
+    @cache
+    def recorded(kind: str, rows: int) -> Record:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", rows)
+            return record(bundles(kind), OrtCpuBackend(threads=1))
+
+    return recorded
+
+
+# --- ONNX Runtime on a GPU ---------------------------------------------------------------------------------
+
+
+# With 29 rows at once, the prefix, the long question and what is kept come in several blocks.
+@pytest.mark.parametrize("rows", [512, 29])
+@pytest.mark.parametrize("kind", ["ort fp16", "portable"])
+def test_the_chain_reads_no_array_that_lies_on_a_device(
+    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int
+) -> None:
+    gpu = FakeCuda()
+    patch_onnxruntime(monkeypatch, gpu)
+    expected = on_cpu(kind, rows)
+    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", rows)
+    backend = OrtCudaBackend(bundles(kind), threads=1, cuda=Cuda(gpu))
+    assert_same(record(bundles(kind), backend), expected)
+
+
+def test_the_tensorrt_provider_gets_the_language_model_and_what_its_inputs_may_be(
+    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, bundle = FakeCuda(), bundles("portable")
+    asked = patch_onnxruntime(monkeypatch, gpu)
+    backend = OrtTensorRtBackend(bundle, threads=1, cuda=Cuda(gpu))
+    assert_same(record(bundle, backend), on_cpu("portable", 512))
+    by_graph = dict(zip(bundle.manifest.graphs, asked, strict=True))
+    with_tensorrt = {name for name, providers in by_graph.items() if providers[0][0] == TENSORRT}
+    assert with_tensorrt == {"llm_pre", "llm_post"}
+    for name in with_tensorrt:
+        options = by_graph[name][0][1]
+        smallest, usual, largest = (ranges(options[f"trt_profile_{each}_shapes"]) for each in ("min", "opt", "max"))
+        assert (
+            list(smallest)
+            == list(usual)
+            == list(largest)
+            == [spec.name for spec in bundle.manifest.graphs[name].inputs]
+        )
+        for spec in bundle.manifest.graphs[name].inputs:
+            for least, often, most in zip(smallest[spec.name], usual[spec.name], largest[spec.name], strict=True):
+                assert least <= often <= most
+        # A whole video of the bundle's frames fits, with a thousand words.
+        visual = bundle.manifest.frames * bundle.manifest.model.tokens_per_frame
+        first = next(spec.name for spec in bundle.manifest.graphs[name].inputs if spec.name.startswith("past_key"))
+        assert largest[first][1] >= visual + 1000
+
+
+def ranges(text: str) -> dict[str, tuple[int, ...]]:
+    named = (each.split(":") for each in text.split(","))
+    return {name: tuple(map(int, shape.split("x"))) for name, shape in named}
+
+
+# --- TensorRT ----------------------------------------------------------------------------------------------
+
+
+def on_fakes(bundle: Bundle, **options: Any) -> tuple[TensorRtBackend, FakeCuda, FakeTensorRt]:
+    gpu = FakeCuda()
+    trt = FakeTensorRt(gpu, bundle.manifest, **options)
+    return TensorRtBackend(bundle, cuda=Cuda(gpu), trt=trt), gpu, trt
+
+
+@pytest.mark.parametrize("rows", [512, 29])
+@pytest.mark.parametrize("kind", ["engines", "demo engines"])
+def test_engines_get_what_they_were_built_for(
+    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int
+) -> None:
+    expected = on_cpu(kind, rows)
+    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", rows)
+    backend, _, _ = on_fakes(bundles(kind))
+    # A decode step sums over more, masked rows than on the CPU.
+    assert_same(record(bundles(kind), backend), expected, apart=1e-4)
+
+
+def test_a_question_waits_once_and_so_does_a_decode_step(bundles: Bundles) -> None:
+    bundle = bundles("demo engines")
+    backend, gpu, _ = on_fakes(bundle)
+    pipeline = Pipeline(bundle, Chain(bundle, backend))
+    gpu.calls.clear()
+    session = pipeline.open(FRAMES)
+    # For the merge: which tokens belong together, where each patch went, which frames are one segment.
+    assert gpu.calls.count("cudaStreamSynchronize") == 3
+    for question in DEMO_QUESTIONS:
+        gpu.calls.clear()
+        stream = session.stream(question, SAMPLING)
+        pieces = iter(stream)
+        next(pieces)
+        assert gpu.calls.count("cudaStreamSynchronize") == 1
+        gpu.calls.clear()
+        list(pieces)
+        assert gpu.calls.count("cudaStreamSynchronize") == len(stream.answer.timings.decode)
+
+
+def test_decode_steps_that_repeat_themselves_are_launches_and_nothing_else(bundles: Bundles) -> None:
+    bundle = bundles("demo engines")
+    backend, gpu, trt = on_fakes(bundle)
+    session = Pipeline(bundle, Chain(bundle, backend)).open(FRAMES)
+    steps = SAMPLING.max_new_tokens - 1
+    for number in (1, 2):
+        session.ask(DEMO_QUESTIONS[0], SAMPLING)
+        # The first step runs as it is, the second is captured; both segments of the model.
+        assert (gpu.captures, gpu.launches) == (2 * number, 2 * number * (steps - 1))
+    pieces = iter(session.stream(DEMO_QUESTIONS[0], SAMPLING))
+    for _ in range(3):
+        next(pieces)
+    trt.binds = 0
+    gpu.calls.clear()
+    list(pieces)
+    assert trt.binds == gpu.calls.count("cudaMalloc") == 0
+
+
+@pytest.mark.parametrize("kind", ["engines", "demo engines"])
+@pytest.mark.parametrize("step", [1, 4])
+def test_graphs_are_captured_anew_where_more_rows_are_past(
+    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, kind: str, step: int
+) -> None:
+    monkeypatch.setattr("prunevid.runtime.backend_tensorrt._PAST_STEP", step)
+    backend, gpu, _ = on_fakes(bundles(kind))
+    assert_same(record(bundles(kind), backend), on_cpu(kind, 512), apart=1e-4)
+    # With another shape at every step, none comes twice.
+    assert (gpu.captures > 12) == (step > 1)
+    assert bool(gpu.captures) == (step > 1)
+
+
+def test_an_engine_that_cannot_be_captured_runs_as_it_is(bundles: Bundles, on_cpu: OnCpu) -> None:
+    bundle = bundles("engines")
+    backend, gpu, _ = on_fakes(bundle, uncapturable=("llm_pre",))
+    assert_same(record(bundle, backend), on_cpu("engines", 512), apart=1e-4)
+    # Six answers: the steps of llm_post, but for the first one of each. Unpruned, the cache stays where it was, so that
+    # the next answer begins with launches.
+    assert gpu.launches >= 6 * (SAMPLING.max_new_tokens - 2)
+    assert gpu.captures <= 6
+
+
+def test_outputs_of_unknown_size_may_ask_for_more_than_they_need(
+    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles("demo engines")
+    monkeypatch.setattr("fake_tensorrt.ASKED", 3.0)
+    backend, _, _ = on_fakes(bundle)
+    assert_same(record(bundle, backend), on_cpu("demo engines", 512), apart=1e-4)
+
+
+def test_memory_that_was_handed_out_is_not_written_again(bundles: Bundles) -> None:
+    _, gpu, trt = on_fakes(bundles("engines"))
+    memory = DeviceMemory(Cuda(gpu))
+    allocator = output_allocator(trt, memory)
+
+    def run(size: int, target: DeviceArray | None = None, *, wanted: bool = True) -> int:
+        allocator.offer(target, wanted=wanted)
+        pointer: int = allocator.reallocate_output_async("x", 0, size, 256, 7)
+        allocator.notify_shape("x", (size,))
+        return pointer
+
+    first = run(700)
+    held = allocator.taken(np.dtype(np.uint8))
+    assert (held.pointer, held.shape) == (first, (700,))
+    spare = run(700, wanted=False)
+    assert spare != first
+    assert run(600, wanted=False) == spare
+    target = memory.empty((700,), np.dtype(np.uint8))
+    assert run(700, target) == target.pointer
+    assert run(701, target) not in (target.pointer, spare, first)
+    assert run(10, wanted=False) == spare
+
+
+def test_blocks_of_a_single_row_are_no_decode_steps(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundles("engines")
+    prompt = Pipeline(bundle, Chain(bundle, OrtCpuBackend(threads=1))).prompt
+    # The long question's last row comes alone, and it is scored.
+    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", len(prompt.encode(QUESTIONS[1]).suffix) - 1)
+    expected = record(bundle, OrtCpuBackend(threads=1))
+    backend, _, _ = on_fakes(bundle)
+    assert_same(record(bundle, backend), expected, apart=1e-4)
+
+
+def test_memory_that_is_short_is_told_even_where_tensorrt_asks_for_it(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles("demo engines")
+    backend, _, _ = on_fakes(bundle)
+    pipeline = Pipeline(bundle, Chain(bundle, backend))
+    # More than there is, for an output whose size only TensorRT knows.
+    monkeypatch.setattr("fake_tensorrt.ASKED", 1e6)
+    with pytest.raises(PruneVidError, match=r"the GPU has no room for another [\d,]+ MB"):
+        pipeline.open(FRAMES)
+
+
+def test_a_video_that_is_too_large_for_the_engines_is_refused(bundles: Bundles) -> None:
+    bundle = bundles("demo engines")
+    backend, _, _ = on_fakes(bundle)
+    pipeline = Pipeline(bundle, Chain(bundle, backend))
+    with pytest.raises(PruneVidError, match=r"vision_merge was built for less: .*`prunevid build --frames"):
+        pipeline.open(np.concatenate([FRAMES, FRAMES]), frames=12)
+
+
+def test_engines_that_tensorrt_refuses_are_told_in_its_words(bundles: Bundles) -> None:
+    bundle = bundles("engines")
+    backend, _, _ = on_fakes(bundle, refuses=("select",))
+    with pytest.raises(
+        PruneVidError, match=r"cannot load .*select\.engine: Error Code 1: the engine is of another version"
+    ):
+        Chain(bundle, backend)
+
+
+@pytest.mark.parametrize(
+    ("built_on", "what"),
+    [
+        (replace(DEVICE, tensorrt="10.3.0.30"), r"TensorRT is 10\.16\.0\.72, they need 10\.3\.0\.30"),
+        (replace(DEVICE, gpu="Orin"), r"the GPU is Fake GPU \(sm_87\), they need Orin"),
+        (replace(DEVICE, driver="13.9"), r"the driver's CUDA version is 13\.2, they need 13\.9"),
+    ],
+)
+def test_engines_of_another_device_are_refused(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, built_on: EngineDevice, what: str
+) -> None:
+    shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
+    bundle = add_engines(tmp_path / "bundle", device=built_on)
+    with pytest.raises(PruneVidError, match=what):
+        on_fakes(bundle)
+
+
+# --- the choice --------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_it_is_the_cpu(bundles: Bundles) -> None:
+    assert choose_backend("auto", bundles("ort")).name == "ort-cpu"
+
+
+def test_a_gpu_that_is_passed_over_is_told_of(bundles: Bundles, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", None)
+        assert choose_backend("auto", bundles("engines")).name == "ort-cpu"
+    assert "not running on tensorrt: TensorRT's Python package cannot be loaded" in caplog.text
+
+
+def test_auto_prefers_engines_then_onnx_runtime_on_the_gpu(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, gpu = bundles("engines"), FakeCuda()
+    patch_onnxruntime(monkeypatch, gpu)
+    monkeypatch.setattr("prunevid.runtime.cuda._import_runtime", lambda: gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(gpu, bundle.manifest))
+    assert choose_backend("auto", bundle).name == "tensorrt"
+    assert choose_backend("auto", bundles("portable")).name == "ort-cuda"
+    assert not caplog.text
+    assert choose_backend("auto", bundles("ort")).name == "ort-cpu"
+    assert "not running on ort-cuda" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("ort-cuda", "ort", r"runs on CUDA in fp16 only: export it with --precision fp16"),
+        ("ort-tensorrt", "ort", "export it with --dialect portable"),
+        ("tensorrt", "portable", "has no TensorRT engines: build them on this machine"),
+    ],
+)
+def test_bundles_that_a_backend_cannot_run_are_refused(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, sentence: str
+) -> None:
+    patch_onnxruntime(monkeypatch, FakeCuda())
+    with pytest.raises(PruneVidError, match=sentence):
+        choose_backend(name, bundles(kind))
+
+
+@pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt"])
+def test_an_onnx_runtime_without_gpus_says_which_one_is_wanted(bundles: Bundles, name: str) -> None:
+    provider = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": TENSORRT}[name]
+    if provider in onnxruntime.get_available_providers():
+        pytest.skip("this one has the provider")
+    with pytest.raises(PruneVidError, match=f"has no {provider}: .*pip install onnxruntime-gpu"):
+        choose_backend(name, bundles("portable"))
+
+
+def test_a_provider_that_onnx_runtime_leaves_out_is_missed(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeCuda()
+    patch_onnxruntime(monkeypatch, gpu)
+    monkeypatch.setattr("fake_ort.FakeSession.get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(PruneVidError, match="CUDAExecutionProvider cannot be loaded: its libraries"):
+        Chain(bundles("portable"), OrtCudaBackend(bundles("portable"), cuda=Cuda(gpu)))
+
+
+# --- real GPUs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt"])
+def test_onnx_runtime_on_a_gpu_answers_as_on_the_cpu(bundles: Bundles, on_cpu: OnCpu, name: str) -> None:
+    bundle = bundles("portable")
+    try:
+        backend = choose_backend(name, bundle)
+    except PruneVidError as error:
+        pytest.skip(f"{name}: {error}")
+    assert_same(record(bundle, backend), on_cpu("portable", 512), apart=1e-2)
+
+
+@pytest.mark.tensorrt
+def test_engines_on_a_gpu_answer_as_onnx_runtime_on_the_cpu(
+    tiny_bundle: Callable[[str, str], Path], on_cpu: OnCpu, tmp_path: Path
+) -> None:
+    from prunevid.export.engine.builder import build
+
+    shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
+    try:
+        bundle = build(tmp_path / "bundle", frames=8)
+        backend = choose_backend("tensorrt", bundle)
+    except PruneVidError as error:
+        pytest.skip(f"tensorrt: {error}")
+    assert_same(record(bundle, backend), on_cpu("portable", 512), apart=1e-2)

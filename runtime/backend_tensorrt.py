@@ -42,7 +42,7 @@ class TensorRtBackend:
         self.memory = DeviceMemory(cuda)
         self.now = cuda.now
         self._engines = engines.graphs
-        self._tools = Tools(trt, _logger(trt), cuda, self.memory, Workspace(self.memory))
+        self._tools = Tools(trt, make_logger(trt), cuda, self.memory, Workspace(self.memory))
         # The standard plugins, of which engines may contain some; the prunevid operators are in the engines themselves.
         trt.init_libnvinfer_plugins(self._tools.logger, "")
         self._runtime = trt.Runtime(self._tools.logger)
@@ -96,7 +96,9 @@ class EngineGraph:
         return self._contexts[number].run(feeds, outputs)
 
 
-def _logger(trt: Any) -> Any:
+def make_logger(trt: Any) -> Any:
+    """A logger of TensorRT's module ``trt`` that says nothing."""
+
     class Logger(trt.ILogger):
         """Remembers the last error: TensorRT's functions only say that there was one."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from prunevid import __version__
 from prunevid.bundle import Bundle, new_bundle, open_bundle, record_files, write_manifest
+from prunevid.calibration.activations import Activations, input_groups, observe
+from prunevid.calibration.awq import find_scale
 from prunevid.calibration.judge import Judgement, ask_all, judge
 from prunevid.calibration.linears import find_linears
 from prunevid.calibration.progress import Progress, Silent
@@ -78,7 +80,7 @@ def calibrate(
     if workspace.resumed:
         progress.tell(f"going on with the work in {workspace.folder}")
     try:
-        _quantize(bundle, recipe, workspace, progress)
+        _quantize(bundle, recipe, parts, settings, workspace, progress)
         float_layers = _float_layers(bundle, recipe, parts, settings, workspace, progress)
         candidate = _assemble(bundle, recipe, workspace, float_layers, progress)
         judgement = _judge(bundle, candidate, parts.held_out, settings, workspace, progress)
@@ -148,15 +150,26 @@ def _hashed(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _quantize(bundle: Bundle, recipe: Recipe, workspace: Workspace, progress: Progress) -> None:
+def _quantize(
+    bundle: Bundle, recipe: Recipe, parts: Split, settings: Settings, workspace: Workspace, progress: Progress
+) -> None:
     """Quantize every layer that the recipe treats, one by one, into the workspace."""
-    for name, treatment in recipe.treatments.items():
-        linears = find_linears(load_graph(bundle.file(bundle.manifest.graphs[name].file)))
-        progress.step(f"quantizing {name}", sum(linear.weight.tensor.nbytes for linear in linears))
-        store = WeightStore(workspace, name)
-        for linear in linears:
-            store.quantize(linear, TREATMENTS[treatment].scheme)
-            progress.advance(linear.weight.tensor.nbytes)
+    for name, called in recipe.treatments.items():
+        treatment, store = TREATMENTS[called], WeightStore(workspace, name)
+        groups = input_groups(load_graph(bundle.file(bundle.manifest.graphs[name].file)))
+        missing = {source: group for source, group in groups.items() if not all(map(store.has, group))}
+        activations: dict[str, Activations] = {}
+        if treatment.activation_aware and missing:
+            progress.step(f"observing what goes into the layers of {name}", len(parts.calibration))
+            activations = observe(bundle, name, parts.calibration, settings.threads, progress.advance)
+        progress.step(f"quantizing {name}", sum(linear.weight.tensor.nbytes for g in missing.values() for linear in g))
+        for source, group in missing.items():
+            scale = None
+            if treatment.activation_aware:
+                scale = find_scale([linear.weight for linear in group], treatment.scheme, activations[source])
+            for linear in group:
+                store.quantize(linear, treatment.scheme, scale)
+                progress.advance(linear.weight.tensor.nbytes)
 
 
 def _float_layers(

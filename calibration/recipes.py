@@ -37,7 +37,14 @@ RECIPES = {
             "ort",
             "int4",
             {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-block32")},
-            "4-bit weights in the language model, int8 in the vision tower: smallest, for long answers on a CPU",
+            "4-bit weights in the language model, int8 in the vision tower: for long answers on a CPU",
+        ),
+        Recipe(
+            "int4-awq",
+            "ort",
+            "int4",
+            {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-awq")},
+            "as cpu-int4, with fewer scales, and weights scaled by the activations of the calibration videos: smallest",
         ),
     )
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from prunevid.calibration.awq import ScaledMatrix
 from prunevid.calibration.linears import Linear
 from prunevid.calibration.schemes import Scheme
 from prunevid.calibration.workspace import Workspace
@@ -26,22 +27,34 @@ class WeightStore:
         self._file = workspace.folder / f"{graph}.weights"
         self._file.touch()
 
-    def quantize(self, linear: Linear, scheme: Scheme) -> None:
-        """Quantize a layer's matrix, unless that was done before. At most one layer is in memory."""
-        step = self._step(linear.name)
-        if step in self._workspace:
+    def has(self, linear: Linear) -> bool:
+        """Whether a layer was quantized before."""
+        return self._step(linear.name) in self._workspace
+
+    def quantize(self, linear: Linear, scheme: Scheme, input_scale: np.ndarray | None = None) -> None:
+        """Quantize a layer's matrix, unless that was done before. At most one layer is in memory.
+
+        input_scale float32 [K]: the matrix's rows are multiplied by it, and ``inverse``, what the input is to be
+        multiplied by, is kept beside the scheme's arrays.
+        """
+        if self.has(linear):
             return
+        if input_scale is None:
+            quantized = scheme.quantize(linear.weight)
+        else:
+            quantized = scheme.quantize(ScaledMatrix(linear.weight, input_scale))
+            quantized["inverse"] = np.float32(1) / input_scale
         arrays: dict[str, dict[str, object]] = {}
         with self._file.open("r+b") as file:
             file.seek(0, os.SEEK_END)
-            for part, array in scheme.quantize(linear.weight).items():
+            for part, array in quantized.items():
                 # What a killed run left behind its last finished layer stays as a gap.
                 file.seek(_padding(file.tell(), array.nbytes), os.SEEK_CUR)
                 arrays[part] = {"dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()}
                 file.write(np.ascontiguousarray(array).data)
             file.flush()
             os.fsync(file.fileno())
-        self._workspace.record(step, arrays)
+        self._workspace.record(self._step(linear.name), arrays)
 
     def tensors(self, name: str) -> dict[str, ir.ExternalTensor]:
         """The arrays of a layer that was quantized, by what they are, each named ``LAYER.PART``."""

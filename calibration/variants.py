@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime as ort
 
 from prunevid.bundle import Bundle
+from prunevid.runtime.arrays import Array
 from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
@@ -33,19 +35,48 @@ class VariantBackend(OrtCpuBackend):
             self._loaded[name] = super().load(bundle, name)
         return self._loaded[name]
 
-    def variant(self, name: str, model: ir.Model) -> Pipeline:
+    def variant(
+        self, name: str, model: ir.Model, watch: Callable[[Mapping[str, Array]], None] | None = None
+    ) -> Pipeline:
         """The bundle with ``model`` for its graph ``name``, whose weights are in memory or in the bundle's files.
 
-        The bundle's own graph and the last variant are dropped, so that a graph is in memory once.
+        The bundle's own graph and the last variant are dropped, so that a graph is in memory once. ``watch`` is given
+        the outputs of every run that nobody else asks for.
         """
         self._loaded.pop(name, None)
         self._variant.clear()
         session = ort.InferenceSession(
             ir.to_proto(model).SerializeToString(), self._options, providers=["CPUExecutionProvider"]
         )
-        self._variant[name] = OrtGraph(session, Path(f"{name}.onnx"), "cpu")
+        file = Path(f"{name}.onnx")
+        if watch is None:
+            self._variant[name] = OrtGraph(session, file, "cpu")
+        else:
+            declared = {output.name for output in self._bundle.manifest.graphs[name].outputs}
+            self._variant[name] = _WatchedGraph(session, file, declared, watch)
         return self.pipeline()
 
     def pipeline(self) -> Pipeline:
         """The bundle as it is now."""
         return Pipeline(self._bundle, Chain(self._bundle, self))
+
+
+class _WatchedGraph(OrtGraph):
+    """A graph with outputs beyond those the bundle's has (``declared``), which go to ``watch`` at every run."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        file: Path,
+        declared: set[str],
+        watch: Callable[[Mapping[str, Array]], None],
+    ) -> None:
+        super().__init__(session, file, "cpu")
+        self._watched = [name for name in self.outputs if name not in declared]
+        self._watch = watch
+
+    def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
+        """See :class:`prunevid.runtime.backend.Graph`."""
+        computed = super().run(feeds, {**outputs, **dict.fromkeys(self._watched)})
+        self._watch({name: computed.pop(name) for name in self._watched})
+        return computed

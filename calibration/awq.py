@@ -1,0 +1,72 @@
+"""Activation-aware scales of weights: channels that carry large activations are quantized more finely.
+
+Source: AWQ (arXiv 2306.00978), section 3.2: x W = (x / s) (s W) for any s > 0; s is the mean magnitude of each input
+channel to a power that is searched for, so that the layer's output on calibration data changes least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunevid.calibration.activations import Activations
+from prunevid.calibration.schemes import ArrayMatrix, Block, Matrix, Scheme
+
+POWERS = np.linspace(0, 1, 11)
+"""Powers that are tried; 0 is no scaling."""
+_LEAST_MAGNITUDE = 1e-4
+
+
+@dataclass(frozen=True)
+class ScaledMatrix:
+    """A matrix with every row (input) multiplied by its entry of ``scale`` float32 [K]."""
+
+    matrix: Matrix
+    scale: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        return self.matrix.shape
+
+    def blocks(self) -> Iterator[Block]:
+        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        for block in self.matrix.blocks():
+            scale = self.scale[block.row : block.row + len(block.values), None]
+            yield Block(block.row, block.column, block.values * scale)
+
+
+def candidate_scales(magnitude: np.ndarray) -> np.ndarray:
+    """Scales float32 [11, K] to try for mean magnitudes [K]; the largest times the smallest of each is 1."""
+    scales = np.maximum(magnitude.astype(np.float64), _LEAST_MAGNITUDE) ** POWERS[:, None]
+    middle = np.sqrt(scales.max(axis=1, keepdims=True) * scales.min(axis=1, keepdims=True))
+    normed: np.ndarray = (scales / middle).astype(np.float32)
+    return normed
+
+
+def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Sum of squared changes of ``rows`` [n, K] times the matrix, quantized with each of ``scales`` [S, K]; [S].
+
+    The blocks of the matrix must be whole blocks of the scheme.
+    """
+    changes = np.zeros((len(scales), len(rows), matrix.shape[1]), np.float32)
+    for block in matrix.blocks():
+        inputs = slice(block.row, block.row + block.values.shape[0])
+        outputs = slice(block.column, block.column + block.values.shape[1])
+        for change, scale in zip(changes, scales, strict=True):
+            by_input = scale[inputs, None]
+            arrays = scheme.quantize(ArrayMatrix(block.values * by_input))
+            restored = scheme.dequantize(arrays, len(block.values)) / by_input
+            change[:, outputs] += rows[:, inputs] @ (restored - block.values)
+    errors: np.ndarray = np.square(changes, out=changes).sum(axis=(1, 2), dtype=np.float64)
+    return errors
+
+
+def find_scale(matrices: Sequence[Matrix], scheme: Scheme, activations: Activations) -> np.ndarray:
+    """The scale float32 [K] for layers that share an input, by which their outputs change least in all."""
+    scales = candidate_scales(activations.magnitude)
+    errors = sum(output_errors(matrix, scheme, scales, activations.rows) for matrix in matrices)
+    best: np.ndarray = scales[int(np.argmin(errors))]
+    return best

@@ -1,0 +1,111 @@
+"""Activation-aware scales: what they are, that they help where activations have outliers, how a bundle has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from videos import write_video
+
+from demo import world
+from prunevid.bundle import open_bundle
+from prunevid.calibration.activations import Activations, input_groups, observe
+from prunevid.calibration.awq import POWERS, ScaledMatrix, candidate_scales, find_scale, output_errors
+from prunevid.calibration.calibrate import Settings, calibrate
+from prunevid.calibration.linears import find_linears, read_rows
+from prunevid.calibration.questions import AskedVideo, Question
+from prunevid.calibration.rewrite import TREATMENTS, load_graph
+from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks
+from prunevid.runtime import load
+
+RNG = np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
+    folder, made = tmp_path_factory.mktemp("videos"), []
+    for index in range(4):
+        sample = world.make_video("validation", 10_000 + index)
+        write_video(folder / f"{index}.mp4", sample.frames, fps=4)
+        made.append(AskedVideo(folder / f"{index}.mp4", (Question("what is this"),)))
+    return made
+
+
+def test_candidates_are_powers_of_the_magnitude() -> None:
+    magnitude = np.array([0.25, 1.0, 4.0], np.float32)
+    scales = candidate_scales(magnitude)
+    assert scales.shape == (len(POWERS), 3)
+    assert np.array_equal(scales[0], np.ones(3))
+    assert scales[-1] == pytest.approx(magnitude)
+    assert scales[5] == pytest.approx(np.sqrt(magnitude))
+
+
+def test_scales_are_found_that_help_where_channels_differ() -> None:
+    scheme = Int4Blocks(32)
+    matrix = RNG.standard_normal((128, 48)).astype(np.float32)
+    rows = RNG.standard_normal((64, 128)).astype(np.float32)
+    rows[:, ::17] *= 30
+    seen = Activations(np.abs(rows).mean(axis=0), rows)
+    scales = candidate_scales(seen.magnitude)
+    errors = output_errors(ArrayMatrix(matrix), scheme, scales, rows)
+    for scale, error in zip(scales, errors, strict=True):
+        restored = scheme.dequantize(scheme.quantize(ArrayMatrix(matrix * scale[:, None])), 128) / scale[:, None]
+        assert error == pytest.approx(np.square(rows @ restored - rows @ matrix).sum(), rel=1e-3)
+    found = find_scale([ArrayMatrix(matrix)], scheme, seen)
+    assert np.array_equal(found, scales[errors.argmin()])
+    assert errors.min() < 0.6 * errors[0]
+    (block,) = ScaledMatrix(ArrayMatrix(matrix), found).blocks()
+    assert np.array_equal(block.values, matrix * found[:, None])
+
+
+def test_what_goes_into_layers_is_observed(tiny_bundle: Callable[[str, str], Path], videos: list[AskedVideo]) -> None:
+    bundle = open_bundle(tiny_bundle("qwen2", "ort"))
+    seen = observe(bundle, "llm_pre", videos[:2], 1, lambda: None)
+    groups = input_groups(load_graph(bundle.file("llm_pre.onnx")))
+    assert seen.keys() == groups.keys()
+    for source, group in groups.items():
+        inputs = group[0].weight.shape[0]
+        assert seen[source].magnitude.shape == (inputs,)
+        assert 0 < len(seen[source].rows) <= 128
+        assert seen[source].rows.shape[1] == inputs
+    # The first layers' input is a norm's: but for its weight, the mean square of a row is one, whatever the video.
+    source = next(iter(groups))
+    norm = groups[source][0].node.inputs[0].producer()
+    assert norm.op_type == "SimplifiedLayerNormalization"
+    plain = seen[source].rows / norm.inputs[1].const_value.numpy()
+    assert np.square(plain).mean(axis=1) == pytest.approx(1.0, abs=0.01)
+    assert seen[source].magnitude.mean() == pytest.approx(np.abs(seen[source].rows).mean(), rel=0.2)
+
+
+def test_the_bundle_scales_weights_up_and_inputs_down(
+    tiny_bundle: Callable[[str, str], Path], videos: list[AskedVideo], tmp_path: Path
+) -> None:
+    source = tiny_bundle("qwen2", "ort")
+    made = calibrate(source, videos, tmp_path / "out", Settings("int4-awq", min_agreement=0, max_new_tokens=2))
+    scheme = TREATMENTS["int4-awq"].scheme
+    scaled = 0
+    for name in ("llm_pre", "llm_post"):
+        model = load_graph(tmp_path / "out" / f"{name}.onnx")
+        values = model.graph.initializers
+        groups = input_groups(load_graph(source / f"{name}.onnx"))
+        products = [node for node in model.graph if node.op_type == "MatMulNBits"]
+        assert len(products) == sum(map(len, groups.values()))
+        # Layers that share an input share its scaling.
+        assert len({node.inputs[0] for node in products}) == len(groups)
+        inverses = {str(node.inputs[1].name).removesuffix(".codes"): node.inputs[0].producer() for node in products}
+        for linear in find_linears(load_graph(source / f"{name}.onnx")):
+            scaling = inverses[linear.name]
+            assert scaling.op_type == "Mul"
+            inverse = scaling.inputs[1].const_value.numpy()
+            scaled += bool(np.ptp(inverse) > 0)
+            arrays = {part: values[f"{linear.name}.{part}"].const_value.numpy() for part in ("codes", "scale")}
+            stored = read_rows(linear.weight.tensor, 0, int(linear.weight.tensor.shape[0]))
+            matrix = stored.T if linear.weight.transposed else stored
+            restored = scheme.dequantize(arrays, len(matrix)) * inverse[:, None]
+            step = np.abs(arrays["scale"]).max(axis=1) * inverse[:, None]
+            assert (np.abs(restored - matrix) <= step * 1.001).all()
+    assert scaled
+    answer = load(made.bundle).ask(videos[0].path, "what is this", max_new_tokens=2)
+    assert answer.pruned

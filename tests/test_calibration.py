@@ -16,7 +16,7 @@ from videos import write_video
 from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle, sha256_of
-from prunevid.calibration.calibrate import Settings, calibrate
+from prunevid.calibration.calibrate import Calibrated, Settings, calibrate
 from prunevid.calibration.judge import Replies, divergence, judge
 from prunevid.calibration.linears import find_linears, read_rows
 from prunevid.calibration.progress import Silent
@@ -208,9 +208,21 @@ class Killed(Silent):
         self.told.append(line)
 
 
+@pytest.fixture(scope="module")
+def at_once(demo_bundle: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+    """A run that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    return calibrate(demo_bundle, read_questions(questions), output, Settings("cpu-int8", min_agreement=0.5))
+
+
 @pytest.mark.parametrize("step", ["quantizing llm_pre", "writing llm_post", "asking the quantized bundle"])
 def test_a_killed_run_goes_on(
-    step: str, demo_bundle: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str,
+    demo_bundle: Path,
+    questions: Path,
+    at_once: Calibrated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     videos, output, settings = read_questions(questions), tmp_path / "out", Settings("cpu-int8", min_agreement=0.5)
     with pytest.raises(KeyboardInterrupt):
@@ -232,9 +244,8 @@ def test_a_killed_run_goes_on(
     assert not set(recorded) & set(done)
     assert made.bundle.manifest.files == open_bundle(output).manifest.files
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    whole = calibrate(demo_bundle, videos, tmp_path / "at once", settings)
-    assert whole.bundle.manifest.files == made.bundle.manifest.files
-    assert whole.judgement == made.judgement
+    assert made.bundle.manifest.files == at_once.bundle.manifest.files
+    assert made.judgement == at_once.judgement
 
 
 def test_other_work_starts_afresh(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
 from prunevid.quantization import Quantization, QuantizedGraph
 from prunevid.runtime.pipeline import load
+from prunevid.runtime.prompt import ChatPrompt
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.video import read_frames
 
@@ -75,6 +76,7 @@ def calibrate(
     progress.step(f"verifying {source}", 0)
     bundle = open_bundle(source)
     _check_bundle(bundle, recipe)
+    _check_questions(bundle, videos)
     parts = split(_readable(bundle, videos, progress))
     workspace = Workspace(output, _digest(bundle, parts, settings))
     if workspace.resumed:
@@ -99,6 +101,7 @@ def _recipe(settings: Settings) -> Recipe:
         raise PruneVidError(f"unknown recipe {settings.recipe!r}: known are {', '.join(RECIPES)}")
     if not 0 <= settings.min_agreement <= 1:
         raise PruneVidError(f"the least agreement must be between 0 and 1, not {settings.min_agreement}")
+    SamplingConfig(max_new_tokens=settings.max_new_tokens)  # refuses what is no number of tokens
     return RECIPES[settings.recipe]
 
 
@@ -116,6 +119,16 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
             f"the recipe {recipe.name} starts from fp32 weights, {bundle.path} is in {manifest.precision}: export it "
             "again with --precision fp32"
         )
+
+
+def _check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
+    """Raise PruneVidError for a question that cannot be asked, before the long work begins."""
+    spec = bundle.manifest.prompt
+    template = bundle.file(spec.chat_template).read_text(encoding="utf-8")
+    prompt = ChatPrompt(bundle.file(spec.tokenizer), template, spec.video_token, spec.eos_ids)
+    for video in videos:
+        for question in video.questions:
+            prompt.encode(question.text)
 
 
 def _readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:

@@ -311,7 +311,10 @@ def test_the_command_refuses_in_one_sentence(
     output = tmp_path / "out"
     portable, short = str(tiny_bundle("qwen2", "portable")), tmp_path / "short.jsonl"
     short.write_text(json.dumps({"video": str(questions.parent / "0.mp4"), "question": "?"}))
+    special = tmp_path / "special.jsonl"
+    special.write_text(json.dumps({"video": "0.mp4", "question": "what is <video> for?"}))
     cases = [
+        (str(demo_bundle), special, output, "<video>"),
         (portable, questions, output, "is for bundles of the dialect ort"),
         (str(demo_bundle), short, output, "1 videos are too few"),
         (str(demo_bundle), tmp_path / "none.jsonl", output, "cannot be read"),
@@ -324,7 +327,7 @@ def test_the_command_refuses_in_one_sentence(
         assert result.returncode == 2
         assert said in result.stderr
         assert "Traceback" not in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["short.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.jsonl", "special.jsonl"]
 
 
 def test_a_quantized_bundle_is_not_quantized_again(quantized: Path, questions: Path, tmp_path: Path) -> None:

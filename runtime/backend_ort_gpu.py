@@ -34,6 +34,11 @@ class OrtCudaBackend:
     def __init__(self, bundle: Bundle, threads: int | None = None, *, cuda: Cuda | None = None) -> None:
         _check_provider(_CUDA)
         manifest = bundle.manifest
+        if manifest.quantization is not None:
+            raise PruneVidError(
+                f"{bundle.path} was quantized for CPUs ({manifest.quantization.recipe}): "
+                "run it with --backend ort-cpu, or take the bundle that it was made of"
+            )
         if manifest.dialect == "ort" and manifest.precision != "fp16":
             raise PruneVidError(
                 f"{bundle.path} is in {manifest.precision}, and its operator GroupQueryAttention runs on CUDA in fp16 "

@@ -27,6 +27,7 @@ from fake_tensorrt import DEVICE, FakeTensorRt, add_engines
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.engines import EngineDevice
+from prunevid.quantization import Quantization
 from prunevid.runtime.arrays import DeviceArray
 from prunevid.runtime.backend import choose_backend
 from prunevid.runtime.backend_ort import OrtCpuBackend
@@ -342,6 +343,14 @@ def test_bundles_that_a_backend_cannot_run_are_refused(
     patch_onnxruntime(monkeypatch, FakeCuda())
     with pytest.raises(PruneVidError, match=sentence):
         choose_backend(name, bundles(kind))
+
+
+def test_a_bundle_quantized_for_cpus_is_refused_on_a_gpu(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_onnxruntime(monkeypatch, FakeCuda())
+    bundle = bundles("ort")
+    quantized = replace(bundle.manifest, quantization=Quantization("cpu-int8", {}, 8, 1.0, 0.0))
+    with pytest.raises(PruneVidError, match=r"was quantized for CPUs \(cpu-int8\): run it with --backend ort-cpu"):
+        choose_backend("ort-cuda", replace(bundle, manifest=quantized))
 
 
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt"])

@@ -25,10 +25,12 @@ __all__ = [
 ]
 
 FRAMES_AT_ONCE = 4
-"""Frames that the runtime encodes at once."""
+"""Frames that the vision tower encodes at once: enough rows for full speed, few enough that the activations of a long
+video never exist together."""
 
 ROWS_AT_ONCE = 512
-"""Rows that the runtime gives to a decoder segment at once."""
+"""Rows that a decoder segment takes at once. ONNX Runtime's attention computes every score of its rows against all rows
+so far and masks the later ones: in blocks, what lies behind a block is never computed, nor held in memory."""
 
 # Bundles do not say how many heads a tower has; SigLIP so400m has 16 of 72 channels.
 _VISION_HEAD_DIM = 72

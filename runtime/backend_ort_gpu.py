@@ -13,8 +13,8 @@ import onnxruntime as ort
 
 from prunevid.bundle import Bundle, GraphSpec, Manifest
 from prunevid.errors import PruneVidError
+from prunevid.memory import ROWS_AT_ONCE
 from prunevid.runtime.backend_ort import OrtGraph, open_session, session_options
-from prunevid.runtime.chain import ROWS_AT_ONCE
 from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.device_memory import DeviceMemory
 

@@ -14,16 +14,10 @@ import numpy as np
 
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
+from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.runtime.arrays import Array
 from prunevid.runtime.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer
-
-# Frames that the vision tower encodes at once: enough rows for full speed, few enough that the activations of a
-# long video never exist together.
-_FRAMES_AT_ONCE = 4
-# Rows that a decoder segment takes at once. ONNX Runtime's attention computes every score of its rows against all
-# rows so far and masks the later ones: in blocks, what lies behind a block is never computed, nor held in memory.
-ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -107,8 +101,8 @@ class Chain:
         shape = (len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size)
         features = self.memory.empty(shape, self.dtype)
         none = features[:0]
-        for start in range(0, len(pixel_values), _FRAMES_AT_ONCE):
-            stop = min(start + _FRAMES_AT_ONCE, len(pixel_values))
+        for start in range(0, len(pixel_values), FRAMES_AT_ONCE):
+            stop = min(start + FRAMES_AT_ONCE, len(pixel_values))
             feeds: dict[str, Array] = {
                 "pixel_values": pixel_values[start:stop],
                 "past_features": none,

@@ -13,11 +13,8 @@ from typing import NamedTuple
 from prunevid.bundle import Manifest
 from prunevid.engines import EngineProfile, InputRange
 from prunevid.errors import PruneVidError
+from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 
-# Frames that are encoded at once, and rows that a decoder segment takes at once: as the runtime does on the CPU, enough
-# for full speed, few enough that activations stay small.
-FRAMES_AT_ONCE = 4
-ROWS_AT_ONCE = 512
 # Rows for text: prompt, question and answer together.
 TEXT = 1024
 # Text that usually stands before a video.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunevid.calibration.recipes import RECIPES
+from prunevid.runtime.options import add_threads_option
 
 if TYPE_CHECKING:
     from prunevid.calibration.calibrate import Calibrated
@@ -61,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=_MAX_NEW_TOKENS, metavar="N", help="length of the answers compared"
     )
-    parser.add_argument(
-        "--threads", type=int, default=argparse.SUPPRESS, metavar="N", help="CPU threads (default: one per core)"
-    )
+    add_threads_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

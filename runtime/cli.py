@@ -9,7 +9,7 @@ import sys
 from prunevid.errors import PruneVidError
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.answer import Answer
-from prunevid.runtime.backend_names import BACKENDS
+from prunevid.runtime.options import add_backend_options, add_frames_option
 from prunevid.runtime.sampling import SamplingConfig
 
 
@@ -28,21 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="may be given several times: the video is encoded once",
     )
     parser.add_argument("--no-prune", action="store_true", help="run the same bundle with pruning off")
-    parser.add_argument(
-        "--frames",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="frames to sample (default: the bundle's)",
-    )
-    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the graphs")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="CPU threads (default: one per core)",
-    )
+    add_frames_option(parser)
+    add_backend_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per question and nothing else")
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens, metavar="N", help="limit")

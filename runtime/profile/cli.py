@@ -13,7 +13,7 @@ from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, write_output
 from prunevid.options import add_prune_options, prune_settings
-from prunevid.runtime.backend_names import BACKENDS
+from prunevid.runtime.options import add_backend_options
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure several values of one pruning setting, such as keep_ratio=0.2,0.4,0.6",
     )
     parser.add_argument("--ops", action="store_true", help="add the ten slowest operators of every graph")
-    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the graphs")
-    parser.add_argument(
-        "--threads", type=int, default=argparse.SUPPRESS, metavar="N", help="CPU threads (default: one per core)"
-    )
+    add_backend_options(parser)
     outputs = parser.add_argument_group("output", "Tables are printed anyway. FILE may be - for standard output.")
     for name in _OUTPUTS:
         outputs.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="FILE", help=f"write {name.upper()}")

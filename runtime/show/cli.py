@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from prunevid.options import add_prune_options, prune_settings
-from prunevid.runtime.backend_names import BACKENDS
+from prunevid.runtime.options import add_backend_options, add_frames_option
 from prunevid.runtime.show.output import check_picture, save
 
 
@@ -20,21 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--output", "FILE", "picture (.png), animation (.gif) or page to explore (.html)"),
     ):
         parser.add_argument(name, required=True, default=argparse.SUPPRESS, metavar=metavar, help=text)
-    parser.add_argument(
-        "--frames",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="frames to sample (default: the bundle's)",
-    )
-    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the graphs")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="CPU threads (default: one per core)",
-    )
+    add_frames_option(parser)
+    add_backend_options(parser)
     add_prune_options(parser, "those of the bundle")
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from prunevid.config import PruneConfig
-from prunevid.reference import refine_segments
+from prunevid.reference import refine_segments, select_tokens
 
 
 def merge(features: Tensor, config: PruneConfig) -> tuple[Tensor, Tensor]:
@@ -67,6 +66,39 @@ def _cluster(tokens: Tensor, clusters: int, neighbours: int) -> Tensor:
     return torch.zeros(clusters, tokens.shape[1]).index_add_(0, cluster, tokens) / sizes
 
 
+def run_layers(language: Any, cache: DynamicCache, hidden: Tensor, positions: Tensor, layers: range) -> Tensor:
+    """Hidden states [1, S, C] after some layers of a transformers decoder; rows see the cache and those before them."""
+    rotary = language.rotary_emb(hidden, positions[None])
+    for number in layers:
+        # Without a mask, transformers' sdpa is causal for several rows and sees all for one.
+        hidden = language.layers[number](
+            hidden,
+            attention_mask=None,
+            position_ids=positions[None],
+            past_key_values=cache,
+            position_embeddings=rotary,
+        )
+    return hidden
+
+
+def question_scores(language: Any, hidden: Tensor, positions: Tensor, number: int, question: int) -> Tensor:
+    """The largest attention probability, float32, that a layer's heads and the last ``question`` rows give each row."""
+    layer = language.layers[number]
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    query, key = (
+        project(x).view(1, x.shape[1], -1, attention.head_dim).transpose(1, 2)
+        for project, x in ((attention.q_proj, normed[:, -question:]), (attention.k_proj, normed))
+    )
+    cos, sin = language.rotary_emb(hidden, positions[None])
+    query, _ = apply_rotary_pos_emb(query, query, cos[:, -question:], sin[:, -question:])
+    key, _ = apply_rotary_pos_emb(key, key, cos, sin)
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    logits = (query @ key.transpose(2, 3)).float() * attention.scaling
+    seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=hidden.device).tril(logits.shape[-1] - question)
+    probabilities: Tensor = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    return probabilities.amax((0, 1, 2))
+
+
 class PrunedDecoder:
     """A Qwen2 language model of transformers, run layer by layer with the cut behind layer M."""
 
@@ -85,9 +117,9 @@ class PrunedDecoder:
         rows = torch.arange(first + count + len(after))
         hidden = torch.cat((before, visual, after))[None]
         hidden = self._layers(hidden, rows, range(last_pre))
-        scores = self._scores(hidden, rows, last_pre, len(after) - 1)[first : first + count]
+        scores = question_scores(self._language, hidden, rows, last_pre, len(after) - 1)[first : first + count]
         hidden = self._layers(hidden, rows, range(last_pre, last_pre + 1))
-        kept = torch.from_numpy(self._kept(scores.numpy(), group.numpy()))
+        kept = torch.from_numpy(select_tokens(scores.numpy(), group.numpy(), self._config))
         rest = torch.cat((rows[:first], first + kept, rows[first + count :]))
         for entry in self._cache.layers:
             entry.keys, entry.values = entry.keys[:, :, rest], entry.values[:, :, rest]
@@ -106,40 +138,4 @@ class PrunedDecoder:
         return int(self._lm_head(self._language.norm(hidden[:, -1])).argmax())
 
     def _layers(self, hidden: Tensor, positions: Tensor, layers: range) -> Tensor:
-        rotary = self._language.rotary_emb(hidden, positions[None])
-        for number in layers:
-            # Without a mask, transformers' sdpa is causal for several rows and sees all for one.
-            hidden = self._language.layers[number](
-                hidden,
-                attention_mask=None,
-                position_ids=positions[None],
-                past_key_values=self._cache,
-                position_embeddings=rotary,
-            )
-        return hidden
-
-    def _scores(self, hidden: Tensor, positions: Tensor, number: int, question: int) -> Tensor:
-        """The largest attention probability that a layer's heads and the last ``question`` rows give each row [S]."""
-        layer = self._language.layers[number]
-        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        query, key = (
-            project(x).view(1, x.shape[1], -1, attention.head_dim).transpose(1, 2)
-            for project, x in ((attention.q_proj, normed[:, -question:]), (attention.k_proj, normed))
-        )
-        cos, sin = self._language.rotary_emb(hidden, positions[None])
-        query, _ = apply_rotary_pos_emb(query, query, cos[:, -question:], sin[:, -question:])
-        key, _ = apply_rotary_pos_emb(key, key, cos, sin)
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        logits = query @ key.transpose(2, 3) * attention.scaling
-        seen = torch.ones(logits.shape[-2:], dtype=torch.bool).tril(logits.shape[-1] - question)
-        probabilities: Tensor = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-        return probabilities.amax((0, 1, 2))
-
-    def _kept(self, scores: np.ndarray, group: np.ndarray) -> np.ndarray:
-        sizes = np.bincount(group)
-        quota = self._config.keep_counts(int(sizes.max()))[sizes]
-        kept = [
-            np.flatnonzero(group == g)[np.argsort(-scores[group == g], kind="stable")[:limit]]
-            for g, limit in enumerate(quota)
-        ]
-        return np.sort(np.concatenate(kept))
+        return run_layers(self._language, self._cache, hidden, positions, layers)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from benchmarks.gpu.merging import Merged, Merger
 from benchmarks.gpu.timing import Watch
+from benchmarks.torch_pruning import question_scores, run_layers
 from prunevid.kernels import launch
 
 MODELS = Path(__file__).resolve().parents[2] / "export" / "models"
@@ -116,7 +116,7 @@ class Decoder:
         first, count, asked = len(question.before), len(visual), len(question.after)
         self._position = len(rows)
         hidden = self._layers(hidden, rows, range(last))
-        scores = self._scores(hidden, rows, last, asked)[first : first + count]
+        scores = question_scores(self._language, hidden, rows, last, asked)[first : first + count]
         hidden = self._layers(hidden, rows, range(last, last + 1))
         sizes = torch.bincount(merged.group)
         keep = torch.from_numpy(merger.config.keep_counts(count)).to(sizes.device)
@@ -141,31 +141,4 @@ class Decoder:
         return int(self._model.lm_head(self._language.norm(hidden[:, -1])).argmax())
 
     def _layers(self, hidden: Tensor, positions: Tensor, layers: range) -> Tensor:
-        rotary = self._language.rotary_emb(hidden, positions[None])
-        for number in layers:
-            # Without a mask, transformers' sdpa is causal for several rows and sees all for one.
-            hidden = self._language.layers[number](
-                hidden,
-                attention_mask=None,
-                position_ids=positions[None],
-                past_key_values=self._cache,
-                position_embeddings=rotary,
-            )
-        return hidden
-
-    def _scores(self, hidden: Tensor, positions: Tensor, number: int, question: int) -> Tensor:
-        """The largest attention probability that a layer's heads and the last ``question`` rows give each row [S]."""
-        layer = self._language.layers[number]
-        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        query, key = (
-            project(x).view(1, x.shape[1], -1, attention.head_dim).transpose(1, 2)
-            for project, x in ((attention.q_proj, normed[:, -question:]), (attention.k_proj, normed))
-        )
-        cos, sin = self._language.rotary_emb(hidden, positions[None])
-        query, _ = apply_rotary_pos_emb(query, query, cos[:, -question:], sin[:, -question:])
-        key, _ = apply_rotary_pos_emb(key, key, cos, sin)
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        logits = (query @ key.transpose(2, 3)).float() * attention.scaling
-        seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=hidden.device).tril(logits.shape[-1] - question)
-        probabilities: Tensor = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-        return probabilities.amax((0, 1, 2))
+        return run_layers(self._language, self._cache, hidden, positions, layers)

@@ -76,8 +76,8 @@ def calibrate(
     progress.step(f"verifying {source}", 0)
     bundle = open_bundle(source)
     _check_bundle(bundle, recipe)
-    _check_questions(bundle, videos)
-    parts = split(_readable(bundle, videos, progress))
+    check_questions(bundle, videos)
+    parts = split(readable(bundle, videos, progress))
     workspace = Workspace(output, _digest(bundle, parts, settings))
     if workspace.resumed:
         progress.tell(f"going on with the work in {workspace.folder}")
@@ -121,7 +121,7 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
         )
 
 
-def _check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
+def check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
     """Raise PruneVidError for a question that cannot be asked, before the long work begins."""
     spec = bundle.manifest.prompt
     template = bundle.file(spec.chat_template).read_text(encoding="utf-8")
@@ -131,7 +131,8 @@ def _check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
             prompt.encode(question.text)
 
 
-def _readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:
+def readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:
+    """The videos that can be read; the others are told of. Raises PruneVidError where they are too many."""
     progress.step("reading the videos", len(videos))
 
     def read(path: Path) -> None:

@@ -1,28 +1,44 @@
-"""``prunevid calibrate``: the command line of quantization."""
+"""``prunevid calibrate``: the command line of quantization, and of the search for pruning settings."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunevid.calibration.recipes import RECIPES
+from prunevid.errors import PruneVidError
+from prunevid.files import check_output
 from prunevid.runtime.options import add_threads_option
 
 if TYPE_CHECKING:
     from prunevid.calibration.calibrate import Calibrated
+    from prunevid.calibration.questions import AskedVideo
+    from prunevid.calibration.search import Grid
+    from prunevid.calibration.tune import Tuned
 
 _MIN_AGREEMENT = 0.9
 _MAX_NEW_TOKENS = 16
+# Options of one half of the command, which the other half refuses.
+_OF_TUNING = ("max_tokens", "max_ttft_ms", "search", "json")
+_OF_RECIPES = ("float_layers", "max_kl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     recipes = "; ".join(f"{recipe.name}: {recipe.summary}" for recipe in RECIPES.values())
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export`")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the quantized bundle")
-    parser.add_argument("--recipe", required=True, choices=tuple(RECIPES), help=recipes)
+    parser.add_argument(
+        "bundles",
+        metavar="BUNDLE",
+        nargs="+",
+        help="folder made by `prunevid export`; to tune, several of one model with different prune layers",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the new bundle")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", choices=tuple(RECIPES), default=argparse.SUPPRESS, help=recipes)
+    what.add_argument("--tune-pruning", action="store_true", help="search pruning settings within a budget instead")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--questions",
@@ -39,9 +55,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-agreement",
         type=float,
-        default=_MIN_AGREEMENT,
+        default=argparse.SUPPRESS,
         metavar="X",
-        help="share of held-out questions to be answered as before; else nothing is written",
+        help="share of held-out questions to be answered as before (tuning: as without pruning); else nothing is "
+        f"written (default: {_MIN_AGREEMENT})",
+    )
+    tuning = parser.add_argument_group("tuning", "A budget, of which --min-agreement may be part; see --tune-pruning.")
+    for name, metavar, text in (
+        ("--max-tokens", "X", "largest share of the visual tokens to keep, on average"),
+        ("--max-ttft-ms", "MS", "longest time to the first token on this machine, vision included (median)"),
+    ):
+        tuning.add_argument(name, type=float, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    tuning.add_argument(
+        "--search",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="SETTING=X,Y,...",
+        help="values to try of one setting, such as keep_ratio=0.2,0.4; may be given for several",
+    )
+    tuning.add_argument(
+        "--json", default=argparse.SUPPRESS, metavar="FILE", help="write all that was tried, with the front"
     )
     stay = parser.add_mutually_exclusive_group()
     stay.add_argument(
@@ -66,27 +99,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, with progress on stderr; prints what changed."""
+    """Calibrate or tune, with progress on stderr; prints what changed."""
+    _check_options(args)
+    return _tune(args) if args.tune_pruning else _quantize(args)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise PruneVidError for an option that belongs to the other half of the command."""
+    others, mode = (_OF_RECIPES, "--tune-pruning") if args.tune_pruning else (_OF_TUNING, "--recipe")
+    for name in others:
+        if hasattr(args, name):
+            raise PruneVidError(f"--{name.replace('_', '-')} does not go with {mode}: leave it out")
+    if len(args.bundles) > 1 and not args.tune_pruning:
+        raise PruneVidError("a recipe is for one BUNDLE: calibrate one after the other")
+
+
+def _quantize(args: argparse.Namespace) -> int:
     from prunevid.calibration.calibrate import Settings, calibrate
     from prunevid.calibration.progress import on_stderr
-    from prunevid.calibration.questions import find_videos, read_questions
     from prunevid.calibration.sensitivity import FloatChoice
 
-    videos = read_questions(Path(args.questions)) if hasattr(args, "questions") else find_videos(Path(args.videos))
     settings = Settings(
         recipe=args.recipe,
-        min_agreement=args.min_agreement,
+        min_agreement=getattr(args, "min_agreement", _MIN_AGREEMENT),
         force=args.force,
         float_choice=FloatChoice(getattr(args, "float_layers", None), getattr(args, "max_kl", None)),
         max_new_tokens=args.max_new_tokens,
         threads=getattr(args, "threads", None),
     )
     with on_stderr() as progress:
-        made = calibrate(Path(args.bundle), videos, Path(args.output), settings, progress)
+        made = calibrate(Path(args.bundles[0]), _videos(args), Path(args.output), settings, progress)
     print(report(made))
     if made.judgement.agreement < settings.min_agreement:
         print("note: it agrees less than --min-agreement, and was written since --force says so", file=sys.stderr)
     return 0
+
+
+def _videos(args: argparse.Namespace) -> list[AskedVideo]:
+    from prunevid.calibration.questions import find_videos, read_questions
+
+    return read_questions(Path(args.questions)) if hasattr(args, "questions") else find_videos(Path(args.videos))
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from prunevid.calibration.budget import Budget
+    from prunevid.calibration.progress import on_stderr
+    from prunevid.calibration.tune import TuneSettings, tune
+
+    least = getattr(args, "min_agreement", None)
+    budget = Budget(getattr(args, "max_tokens", None), getattr(args, "max_ttft_ms", None), least)
+    settings = TuneSettings(
+        budget=budget,
+        grid=_grid(getattr(args, "search", [])),
+        least_held_out=_MIN_AGREEMENT if least is None else least,
+        force=args.force,
+        max_new_tokens=args.max_new_tokens,
+        threads=getattr(args, "threads", None),
+    )
+    front = Path(args.json) if hasattr(args, "json") else None
+    if front:
+        check_output(front)
+    with on_stderr() as progress:
+        made = tune([Path(b) for b in args.bundles], _videos(args), Path(args.output), settings, progress, front)
+    print(report_tuned(made))
+    if made.chosen.outcome.agreement < settings.least_held_out:
+        print("note: it agrees less than --min-agreement, and was written since --force says so", file=sys.stderr)
+    return 0
+
+
+def _grid(searched: list[str]) -> Grid:
+    """The values to try, of ``SETTING=X,Y,...``."""
+    from prunevid.calibration.search import Grid
+
+    known = [field.name for field in fields(Grid)]
+    values: dict[str, tuple[float, ...]] = {}
+    for text in searched:
+        name, _, listed = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known or not listed:
+            raise PruneVidError(f"--search {text}: write SETTING=X,Y,... with one of {', '.join(known)}")
+        try:
+            values[name] = tuple(dict.fromkeys(float(value) for value in listed.split(",")))
+        except ValueError as error:
+            raise PruneVidError(f"--search {text}: {error}") from error
+    return Grid(**values)
+
+
+def report_tuned(made: Tuned) -> str:
+    """The chosen settings, and how no pruning, the present and the chosen settings do on held-out questions."""
+    from prunevid.calibration.budget import describe, figures
+
+    lines = [f"{made.bundle.path}: {describe(made.chosen.candidate)}", "held-out questions:"]
+    for name in ("unpruned", "present", "chosen"):
+        judged = getattr(made, name)
+        right = "" if judged.accuracy is None else f"; {judged.accuracy:.1%} right"
+        lines.append(f"  {name}: {figures(judged.outcome, judged.ttft_ms)}{right}")
+    return "\n".join(lines)
 
 
 def report(made: Calibrated) -> str:

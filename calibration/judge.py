@@ -56,7 +56,7 @@ def ask_all(
         name = f"{step}-{index}"
         if name not in workspace:
             replies = ask(pipeline, video, sampling)
-            _write_logits(workspace.folder / f"{name}.npy", replies.logits)
+            save_array(workspace.folder / f"{name}.npy", replies.logits)
             workspace.record(name, list(replies.texts))
         found.append(Replies(tuple(workspace[name]), np.load(workspace.folder / f"{name}.npy", mmap_mode="r")))
         advance()
@@ -114,10 +114,11 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return result
 
 
-def _write_logits(path: Path, logits: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to a file that is there only when it is whole."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.save(file, logits)
+        np.save(file, array)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

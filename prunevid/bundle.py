@@ -28,6 +28,7 @@ from prunevid.engines import EngineSet
 from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
 from prunevid.quantization import Quantization
+from prunevid.tuning import Tuning
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -114,6 +115,7 @@ class Manifest:
     files: dict[str, FileRecord]
     engines: EngineSet | None = None
     quantization: Quantization | None = None
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True)

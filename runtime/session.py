@@ -6,6 +6,9 @@ its own few rows, select, and llm_post over the kept rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from prunevid.config import PruneConfig
@@ -74,20 +77,31 @@ class VideoSession:
         Asking the next question ends an answer that is still being read: both would write into one cache.
         """
         sampling = sampling or SamplingConfig()
-        ids = self._prompt.encode(question).suffix
-        self._check_length(self.prefix_rows + len(ids) + sampling.max_new_tokens, "video, question and answer take")
-        self._questions += 1
-        number = self._questions
-        timings, self._opening = self._opening, Timings(self._chain.now)
-        return AnswerStream(
-            chain=self._chain,
-            prompt=self._prompt,
-            prefill=lambda: self._prefill(ids, sampling.max_new_tokens, timings),
-            is_current=lambda: self._questions == number,
-            sampling=sampling,
-            timings=timings,
-            skipped_frames=self.skipped_frames,
-        )
+        ids, timings = self._begin(question, sampling)
+        return self._stream(lambda: self._prefill(ids, sampling.max_new_tokens, timings), sampling, timings)
+
+    def stream_each(
+        self, question: str, keep_ratios: Sequence[float], sampling: SamplingConfig | None = None
+    ) -> Iterator[AnswerStream]:
+        """The answers to one question at several keep_ratios, from one run of llm_pre over it.
+
+        Each is what :meth:`stream` gives in a session of that keep_ratio; the session's own does not matter. Raises
+        PruneVidError as :meth:`stream` does, and where nothing is pruned.
+        """
+        if self.prune is None:
+            raise PruneVidError("this session prunes nothing: there is no keep_ratio to vary")
+        sampling, room = sampling or SamplingConfig(), (sampling or SamplingConfig()).max_new_tokens
+        ids, timings = self._begin(question, sampling)
+        hidden, scores = self._score(self._chain.embed(ids), timings)
+        for keep_ratio in keep_ratios:
+            prune, taken = replace(self.prune, keep_ratio=keep_ratio), timings
+            timings = Timings(self._chain.now)
+
+            def prefill(prune: PruneConfig = prune, taken: Timings = taken) -> Prefilled:
+                selection = self._select(hidden, scores, prune, room, taken)
+                return self._prefill_kept(selection, len(ids), room, taken)
+
+            yield self._stream(prefill, sampling, taken)
 
     def choose_scores(self, scores: Array) -> Array:
         """The scores by which visual tokens are kept, float32 of every row: the question's attention at layer M."""
@@ -103,38 +117,61 @@ class VideoSession:
         ids = self._prompt.encode(question).suffix
         self._check_length(self.prefix_rows + len(ids), "video and question take")
         self._questions += 1
-        settings = self.prune or PruneConfig.disabled()
-        scores, selection = self._run_question(self._chain.embed(ids), settings, 0, Timings(self._chain.now))
+        settings, timings = self.prune or PruneConfig.disabled(), Timings(self._chain.now)
+        hidden, scores = self._score(self._chain.embed(ids), timings)
+        selection = self._select(hidden, scores, settings, 0, timings)
         of_video = self._chain.memory.download(scores)[self._text_before :][: len(self.video.tokens)]
         return of_video, self._chain.memory.download(selection.kept)
 
+    def _begin(self, question: str, sampling: SamplingConfig) -> tuple[np.ndarray, Timings]:
+        """Ids of a question that is asked now, and the timings that its first answer goes on with."""
+        ids = self._prompt.encode(question).suffix
+        self._check_length(self.prefix_rows + len(ids) + sampling.max_new_tokens, "video, question and answer take")
+        self._questions += 1
+        timings, self._opening = self._opening, Timings(self._chain.now)
+        return ids, timings
+
+    def _stream(self, prefill: Callable[[], Prefilled], sampling: SamplingConfig, timings: Timings) -> AnswerStream:
+        number = self._questions
+        return AnswerStream(
+            chain=self._chain,
+            prompt=self._prompt,
+            prefill=prefill,
+            is_current=lambda: self._questions == number,
+            sampling=sampling,
+            timings=timings,
+            skipped_frames=self.skipped_frames,
+        )
+
     def _prefill(self, ids: np.ndarray, room: int, timings: Timings) -> Prefilled:
         """Run a question's rows and everything behind them, leaving ``room`` rows for the answer."""
-        start, rows = self.prefix_rows, len(ids)
         embeds = self._chain.embed(ids)
         if self.prune is None:
             return self._prefill_unpruned(embeds, room, timings)
-        _, selection = self._run_question(embeds, self.prune, room, timings)
+        hidden, scores = self._score(embeds, timings)
+        return self._prefill_kept(self._select(hidden, scores, self.prune, room, timings), len(ids), room, timings)
+
+    def _prefill_kept(self, selection: Selection, question_rows: int, room: int, timings: Timings) -> Prefilled:
+        """The layers behind M over what select kept."""
         post_cache = self._chain.new_cache(self._chain.post_layers, selection.hidden.shape[1] + room)
         with timings.stage("llm_post"):
             logits = self._chain.run_post(selection.hidden, post_cache, selection.position_ids)
-        counts = self._token_counts(len(selection.kept), rows)
-        return Prefilled(logits, start + rows, selection.cache, post_cache, counts, pruned=True)
+        counts = self._token_counts(len(selection.kept), question_rows)
+        position = self.prefix_rows + question_rows
+        return Prefilled(logits, position, selection.cache, post_cache, counts, pruned=True)
 
-    def _run_question(
-        self, embeds: np.ndarray, prune: PruneConfig, room: int, timings: Timings
-    ) -> tuple[Array, Selection]:
-        """Layers 0 to M over a question's rows [S, C], then select: the scores it chose by, of every row, and what it
-        kept."""
+    def _score(self, embeds: np.ndarray, timings: Timings) -> tuple[Array, Array]:
+        """Layers 0 to M over a question's rows [S, C]: hidden states [1, rows, C] and, to choose by, scores [rows] of
+        the prefix and the question."""
         with timings.stage("question"):
             hidden, scores = self._run_rows(embeds, len(embeds), scored=True)
-        assert scores is not None  # they were asked for
+            assert scores is not None  # they were asked for
+            return hidden, self.choose_scores(scores)
+
+    def _select(self, hidden: Array, scores: Array, prune: PruneConfig, room: int, timings: Timings) -> Selection:
+        """What is kept by ``scores``, in a cache of its own: the rows that it is chosen from stay as they are."""
         with timings.stage("select"):
-            scores = self.choose_scores(scores)
-            selection = self._chain.run_select(
-                scores, self.video, self._text_before, hidden, self._pre_cache, prune, room
-            )
-        return scores, selection
+            return self._chain.run_select(scores, self.video, self._text_before, hidden, self._pre_cache, prune, room)
 
     def _prefill_unpruned(self, embeds: np.ndarray, room: int, timings: Timings) -> Prefilled:
         start, total = self.prefix_rows, self.prefix_rows + len(embeds)

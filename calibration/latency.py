@@ -1,0 +1,67 @@
+"""Time to the first token of several settings, measured in turns on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prunevid.calibration.questions import AskedVideo
+from prunevid.calibration.trials import Candidate, Trials
+from prunevid.calibration.workspace import Workspace
+from prunevid.runtime.answer import Timings
+from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.session import VideoSession
+from prunevid.runtime.video import read_frames
+
+ROUNDS = 5
+_FIRST_TOKEN = SamplingConfig(max_new_tokens=1)
+
+
+def measure_ttft(
+    trials: Trials, wanted: Sequence[Candidate], videos: Sequence[AskedVideo], workspace: Workspace
+) -> dict[Candidate, float]:
+    """Median milliseconds to the first token, from the video file on, of every setting; kept in the workspace.
+
+    A round asks every setting of a bundle one question about one video, every other round backwards, after one round
+    that does not count. What comes before merging is the same work for all: it is run once a round, and its median
+    over all rounds is in every figure. Bundles come one after the other: only one is in memory.
+    """
+    step = f"ttft {' '.join(sorted(c.name for c in wanted))}"
+    if step not in workspace:
+        before: list[float] = []
+        after: dict[str, list[float]] = {c.name: [] for c in wanted}
+        for bundle in sorted({c.bundle for c in wanted}):
+            chosen = [c for c in wanted if c.bundle == bundle]
+            for number in range(-1, ROUNDS):
+                video = videos[max(number, 0) % len(videos)]
+                seconds, by_name = _round(trials, chosen if number % 2 else chosen[::-1], video)
+                if number >= 0:
+                    before.append(seconds)
+                    for name, taken in by_name.items():
+                        after[name].append(taken)
+        common = float(np.median(before))
+        workspace.record(step, {name: 1000 * (common + float(np.median(taken))) for name, taken in after.items()})
+    known: Mapping[str, float] = workspace[step]
+    return {candidate: known[candidate.name] for candidate in wanted}
+
+
+def _round(trials: Trials, chosen: Sequence[Candidate], video: AskedVideo) -> tuple[float, dict[str, float]]:
+    """Seconds up to the features of a video, and from there to the first token of each setting."""
+    pipeline = trials.pipeline(chosen[0].bundle)
+    chain, opening = pipeline.chain, Timings(pipeline.chain.now)
+    with opening.stage("vision"):
+        frames = read_frames(video.path, pipeline.bundle.manifest.frames).frames
+        features = chain.encode(preprocess(frames, pipeline.preprocessing))
+    found = {}
+    for candidate in chosen:
+        timings, prune = Timings(chain.now), candidate.prune
+        if prune.is_disabled:
+            session = VideoSession(chain, pipeline.prompt, chain.unmerged(features), None, opening=timings)
+        else:
+            with timings.stage("merge"):
+                tokens = chain.merge(features, prune)
+            session = VideoSession(chain, pipeline.prompt, tokens, prune, opening=timings)
+        found[candidate.name] = session.ask(video.questions[0].text, _FIRST_TOKEN).timings.first_token
+    return opening.first_token, found

@@ -1,0 +1,265 @@
+"""Tuning a bundle's pruning from beginning to end: search settings, choose one, judge it, write it down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunevid import __version__
+from prunevid.bundle import Bundle, Manifest, new_bundle, open_bundle, write_manifest
+from prunevid.calibration.budget import Budget, choose, describe, figures
+from prunevid.calibration.calibrate import check_questions, readable
+from prunevid.calibration.judge import normal
+from prunevid.calibration.latency import measure_ttft
+from prunevid.calibration.pareto import interval
+from prunevid.calibration.progress import Progress, Silent
+from prunevid.calibration.questions import AskedVideo, Split, split
+from prunevid.calibration.search import Found, Grid, candidates, largest_effort, search
+from prunevid.calibration.trials import Candidate, Outcome, Trials, disabled
+from prunevid.calibration.workspace import Workspace
+from prunevid.errors import PruneVidError
+from prunevid.files import write_whole
+from prunevid.runtime.machine import describe as describe_machine
+from prunevid.runtime.sampling import SamplingConfig
+from prunevid.tuning import Tuning
+
+# What may differ between bundles of one model that were exported with different prune layers.
+_MAY_DIFFER = frozenset({"created_by", "prune", "graphs", "files", "engines", "quantization", "tuning"})
+_SAME_PRUNE = ("neighbours", "min_cluster_tokens", "selection")
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How to tune: the budget, the values to try, the least share of held-out questions answered as without pruning
+    (unless ``force``), the length of an answer, and threads of the CPU (None for all cores)."""
+
+    budget: Budget
+    grid: Grid = field(default_factory=Grid)
+    least_held_out: float = 0.9
+    force: bool = False
+    max_new_tokens: int = 16
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A setting on the held-out questions; accuracy is the share of right answers among those known, None without."""
+
+    candidate: Candidate
+    outcome: Outcome
+    accuracy: float | None
+    ttft_ms: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found, and what was written. unpruned, present and chosen: on the held-out questions."""
+
+    bundle: Bundle
+    found: Found
+    ttft_ms: dict[Candidate, float]
+    unpruned: Judged
+    present: Judged
+    chosen: Judged
+
+
+def tune(
+    sources: Sequence[Path],
+    videos: Sequence[AskedVideo],
+    output: Path,
+    settings: TuneSettings,
+    progress: Progress | None = None,
+    front: Path | None = None,
+) -> Tuned:
+    """Search pruning settings for the bundles at ``sources``, which differ in prune_layer only, and write the one with
+    the best prune_layer to ``output``, with the chosen settings in its manifest.
+
+    front: a file for all that was found, as JSON; it is written even where nothing keeps the budget. A run that is
+    killed goes on where it was when it is started again, as does one with another budget. Raises PruneVidError where
+    the bundles are not of one model, too few videos can be read, no setting keeps the budget, the chosen one does too
+    little on held-out questions, or ``output`` exists or cannot be written; then there is nothing at ``output``.
+    """
+    progress = progress or Silent()
+    sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
+    if output.exists():
+        raise PruneVidError(f"{output} exists already: choose another output, or remove it")
+    bundles = []
+    for source in sources:
+        progress.step(f"verifying {source}", 0)
+        bundles.append(open_bundle(source))
+    _check_same_model(bundles)
+    check_questions(bundles[0], videos)
+    wanted = candidates(bundles, settings.grid)
+    parts = split(readable(bundles[0], videos, progress))
+    if len(bundles) == 1:
+        progress.tell("prune_layer is not searched: that takes bundles exported with other --prune-layer")
+    workspace = Workspace(output, _digest(bundles, parts, settings))
+    if workspace.resumed:
+        progress.tell(f"going on with the work in {workspace.folder}")
+    trials = Trials(bundles, workspace, sampling, settings.threads, progress.advance)
+    try:
+        found = _search(trials, wanted, parts.calibration, progress)
+        off = Candidate(0, disabled(bundles[0].manifest.prune))
+        present = Candidate(0, bundles[0].manifest.prune)
+        timed = list(dict.fromkeys((*found.on_tokens, *found.on_flops, present, off)))
+        progress.step(f"measuring the time to the first token of {len(timed)} settings", 0)
+        ttft_ms = measure_ttft(trials, timed, parts.calibration, workspace)
+        if front:
+            text = json.dumps(to_json(found, ttft_ms, settings.budget, present), indent=1, allow_nan=False)
+            write_whole(front, f"{text}\n".encode())
+        chosen = choose(found, ttft_ms, settings.budget)
+        if chosen not in ttft_ms:
+            ttft_ms |= measure_ttft(trials, [chosen, present, off], parts.calibration, workspace)
+        progress.tell(f"chosen: {describe(chosen)}: {figures(found.tried[chosen], ttft_ms[chosen])}")
+        judged = [_judge(trials, c, parts.held_out, ttft_ms[c], progress) for c in (off, present, chosen)]
+        _check_agreement(judged[-1], settings, workspace)
+        written = _write(bundles[chosen.bundle], output, judged[-1], settings.budget, progress)
+    except OSError as error:
+        raise PruneVidError(
+            f"writing {error.filename or workspace.folder} failed: {error.strerror or error}; start again to go on"
+        ) from error
+    workspace.remove()
+    return Tuned(written, found, ttft_ms, *judged)
+
+
+def to_json(found: Found, ttft_ms: dict[Candidate, float], budget: Budget, present: Candidate) -> dict[str, Any]:
+    """All settings that were tried, on calibration questions; shares from 0 to 1, 95 % intervals, nats, FLOPs, ms."""
+    points = []
+    for candidate, outcome in found.tried.items():
+        points.append(
+            {
+                "prune": asdict(candidate.prune),
+                "unpruned": candidate.prune.is_disabled,
+                "present": candidate == present,
+                "questions": outcome.questions,
+                "finished": candidate in found.finished,
+                "on_front_of_tokens": candidate in found.on_tokens,
+                "on_front_of_flops": candidate in found.on_flops,
+                "agreement": outcome.agreement,
+                "interval": list(interval(outcome.agreement, outcome.questions)),
+                "divergence": outcome.divergence,
+                "merged": float(outcome.merged.mean()),
+                "kept": outcome.kept_share,
+                "llm_flops": outcome.mean_flops,
+                "ttft_ms": ttft_ms.get(candidate),
+            }
+        )
+    return {"machine": describe_machine(), "budget": asdict(budget), "settings": points}
+
+
+def _check_same_model(bundles: Sequence[Bundle]) -> None:
+    """Raise PruneVidError unless the bundles are one model, exported with different prune layers."""
+    first = bundles[0]
+    for other in bundles[1:]:
+        if what := _difference(first, other):
+            raise PruneVidError(
+                f"{other.path} is not {first.path} exported with another --prune-layer: they differ in {what}; "
+                "export and quantize them alike"
+            )
+    chosen = [bundle.manifest.prune.prune_layer for bundle in bundles]
+    for place, layer in enumerate(chosen):
+        if layer in chosen[:place]:
+            raise PruneVidError(f"two bundles have the prune_layer {layer}: give each prune_layer once")
+
+
+def _difference(first: Bundle, other: Bundle) -> str | None:
+    """What two bundles differ in that has nothing to do with the prune layer."""
+    a, b = first.manifest, other.manifest
+    for entry in fields(Manifest):
+        if entry.name not in _MAY_DIFFER and getattr(a, entry.name) != getattr(b, entry.name):
+            return f"their {entry.name}"
+    for name in _SAME_PRUNE:
+        if getattr(a.prune, name) != getattr(b.prune, name):
+            return f"their {name}"
+    recipes = [q.recipe if q else None for q in (a.quantization, b.quantization)]
+    if recipes[0] != recipes[1]:
+        return f"how they are quantized ({recipes[0] or 'not'} and {recipes[1] or 'not'})"
+    vision = a.graphs["vision_merge"].file
+    for file in (a.prompt.tokenizer, a.prompt.chat_template, a.embeddings.file, vision, f"{vision}.data"):
+        if a.files.get(file) != b.files.get(file):
+            return f"the content of {file}"
+    return None
+
+
+def _digest(bundles: Sequence[Bundle], parts: Split, settings: TuneSettings) -> str:
+    """A digest of all that results depend on: not of the budget, nor of the values to try."""
+    questions = [
+        [[str(video.path.resolve()), [asdict(question) for question in video.questions]] for video in part]
+        for part in (parts.calibration, parts.held_out)
+    ]
+    depends_on = [
+        "tuning",
+        __version__,
+        [{name: record.sha256 for name, record in bundle.manifest.files.items()} for bundle in bundles],
+        [asdict(bundle.manifest.prune) for bundle in bundles],
+        questions,
+        settings.max_new_tokens,
+    ]
+    return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+
+
+def _named(part: str, videos: Sequence[AskedVideo]) -> dict[str, AskedVideo]:
+    return {f"{part}-{number}": video for number, video in enumerate(videos)}
+
+
+def _search(trials: Trials, wanted: Sequence[Candidate], videos: Sequence[AskedVideo], progress: Progress) -> Found:
+    fixed = len(trials.bundles) + 1
+    effort = largest_effort(len(wanted), fixed, videos)
+    progress.step(f"trying {len(wanted)} settings, {effort} answers at most", effort)
+    return search(trials, wanted, _named("calibration", videos), progress)
+
+
+def _judge(
+    trials: Trials, candidate: Candidate, videos: Sequence[AskedVideo], ttft_ms: float, progress: Progress
+) -> Judged:
+    progress.step(f"judging on held-out questions: {describe(candidate)}", sum(len(v.questions) for v in videos))
+    held_out = _named("held-out", videos)
+    trials.run([candidate], held_out)
+    outcome = trials.outcome(candidate, held_out)
+    answers = [question.answer for video in videos for question in video.questions]
+    right = [
+        normal(text) == normal(answer)
+        for text, answer in zip(outcome.texts, answers, strict=True)
+        if answer is not None
+    ]
+    return Judged(candidate, outcome, float(np.mean(right)) if right else None, ttft_ms)
+
+
+def _check_agreement(chosen: Judged, settings: TuneSettings, workspace: Workspace) -> None:
+    if chosen.outcome.agreement < settings.least_held_out and not settings.force:
+        raise PruneVidError(
+            f"on held-out questions the chosen setting ({describe(chosen.candidate)}) does too little: "
+            f"{figures(chosen.outcome, chosen.ttft_ms)}, where {settings.least_held_out:.1%} are to be answered as "
+            "without pruning: nothing was written; give --max-tokens as well, so that the best setting within it is "
+            f"taken and not the cheapest, or write it with --force (the work is kept in {workspace.folder})"
+        )
+
+
+def _write(source: Bundle, output: Path, chosen: Judged, budget: Budget, progress: Progress) -> Bundle:
+    """Copy a bundle with other settings in its manifest. Its engines stay: settings are inputs of graphs, and what
+    engines take at most does not depend on them."""
+    outcome = chosen.outcome
+    tuning = Tuning(
+        max_tokens=budget.max_tokens,
+        max_ttft_ms=budget.max_ttft_ms,
+        min_agreement=budget.min_agreement,
+        questions=outcome.questions,
+        agreement=outcome.agreement,
+        divergence=outcome.divergence,
+        kept=outcome.kept_share,
+    )
+    progress.step(f"writing {output}", len(source.manifest.files))
+    with new_bundle(output) as folder:
+        for name in source.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.file(name), folder / name)
+            progress.advance()
+        write_manifest(folder, replace(source.manifest, prune=chosen.candidate.prune, tuning=tuning))
+    return open_bundle(output, verify=False)

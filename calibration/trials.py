@@ -36,7 +36,7 @@ class Candidate:
     def name(self) -> str:
         """What tells it from all others."""
         p = self.prune
-        return f"{self.bundle}:{p.segment_ratio:g}:{p.static_threshold:g}:{p.cluster_ratio:g}:{p.keep_ratio:g}"
+        return f"{self.bundle}:{p.segment_ratio!r}:{p.static_threshold!r}:{p.cluster_ratio!r}:{p.keep_ratio!r}"
 
     @property
     def merging(self) -> PruneConfig:

@@ -10,15 +10,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from prunevid import __version__
 from prunevid.bundle import Bundle, new_bundle, open_bundle, record_files, write_manifest
 from prunevid.calibration.activations import Activations, input_groups, observe
 from prunevid.calibration.awq import find_scale
 from prunevid.calibration.judge import Judgement, ask_all, judge
+from prunevid.calibration.kv_int8 import (
+    LEAST_ONNXRUNTIME,
+    Scales,
+    check_cache,
+    measure_scales,
+    put_int8_cache,
+    retype_cache,
+    with_int8_cache,
+)
 from prunevid.calibration.linears import find_linears
 from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
-from prunevid.calibration.recipes import RECIPES, Recipe
+from prunevid.calibration.recipes import KV_CACHES, RECIPES, Recipe
 from prunevid.calibration.rewrite import TREATMENTS, load_graph, put_quantized
 from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
@@ -39,7 +50,8 @@ class Settings:
 
     recipe: one of :data:`prunevid.calibration.recipes.RECIPES`; min_agreement: share of held-out questions, 0 to 1,
     that the result must answer as the original does, unless ``force``; float_choice: which layers stay in float;
-    max_new_tokens: length of an answer; threads: of the CPU, None for all cores.
+    max_new_tokens: length of an answer; threads: of the CPU, None for all cores; kv_cache: ``int8``, or ``float`` to
+    leave the KV cache as it is.
     """
 
     recipe: str
@@ -48,6 +60,7 @@ class Settings:
     float_choice: FloatChoice = field(default_factory=FloatChoice)
     max_new_tokens: int = 16
     threads: int | None = None
+    kv_cache: str = "float"
 
 
 @dataclass(frozen=True)
@@ -76,15 +89,15 @@ def calibrate(
     progress.step(f"verifying {source}", 0)
     bundle = open_bundle(source)
     _check_bundle(bundle, recipe)
+    if settings.kv_cache == "int8":
+        check_cache(bundle)
     check_questions(bundle, videos)
     parts = split(readable(bundle, videos, progress))
     workspace = Workspace(output, _digest(bundle, parts, settings))
     if workspace.resumed:
         progress.tell(f"going on with the work in {workspace.folder}")
     try:
-        _quantize(bundle, recipe, parts, settings, workspace, progress)
-        float_layers = _float_layers(bundle, recipe, parts, settings, workspace, progress)
-        candidate = _assemble(bundle, recipe, workspace, float_layers, progress)
+        candidate = quantize(bundle, parts, settings, workspace, progress)
         judgement = _judge(bundle, candidate, parts.held_out, settings, workspace, progress)
         _check_agreement(judgement, settings, workspace)
         written = _publish(candidate, output, judgement)
@@ -96,9 +109,28 @@ def calibrate(
     return Calibrated(written, judgement, bundle.size, written.size)
 
 
+def quantize(bundle: Bundle, parts: Split, settings: Settings, workspace: Workspace, progress: Progress) -> Bundle:
+    """Quantize a bundle into the workspace, without judging it; what is finished there is not done again.
+
+    Returns the quantized bundle, which lies in the workspace's folder ``bundle``. Recipes that look at activations, and
+    float layers, need videos in ``parts.calibration``. Raises PruneVidError for a recipe that there is not, OSError
+    where the workspace cannot be written.
+    """
+    recipe = _recipe(settings)
+    _quantize(bundle, recipe, parts, settings, workspace, progress)
+    float_layers = _float_layers(bundle, recipe, parts, settings, workspace, progress)
+    cache_scales: dict[str, list[Scales]] = {}
+    if settings.kv_cache == "int8":
+        sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
+        cache_scales = measure_scales(bundle, parts.calibration, sampling, settings.threads, workspace, progress)
+    return _assemble(bundle, recipe, workspace, float_layers, cache_scales, progress)
+
+
 def _recipe(settings: Settings) -> Recipe:
     if settings.recipe not in RECIPES:
         raise PruneVidError(f"unknown recipe {settings.recipe!r}: known are {', '.join(RECIPES)}")
+    if settings.kv_cache not in KV_CACHES:
+        raise PruneVidError(f"unknown KV cache {settings.kv_cache!r}: known are {', '.join(KV_CACHES)}")
     if not 0 <= settings.min_agreement <= 1:
         raise PruneVidError(f"the least agreement must be between 0 and 1, not {settings.min_agreement}")
     SamplingConfig(max_new_tokens=settings.max_new_tokens)  # refuses what is no number of tokens
@@ -200,28 +232,46 @@ def _float_layers(
 
 
 def _assemble(
-    bundle: Bundle, recipe: Recipe, workspace: Workspace, float_layers: frozenset[str], progress: Progress
+    bundle: Bundle,
+    recipe: Recipe,
+    workspace: Workspace,
+    float_layers: frozenset[str],
+    cache_scales: Mapping[str, Sequence[Scales]],
+    progress: Progress,
 ) -> Bundle:
-    """Write the quantized bundle into the workspace; ``float_layers`` (``GRAPH/LAYER``) stay as they are."""
+    """Write the quantized bundle into the workspace; ``float_layers`` (``GRAPH/LAYER``) stay as they are.
+
+    cache_scales: by graph; without them the KV cache stays in float.
+    """
     folder = workspace.folder / "bundle"
     whole = _open_whole(folder)
-    if whole and "bundle" in workspace and workspace["bundle"] == sorted(float_layers):
+    choice = [sorted(float_layers), bool(cache_scales)]
+    if whole and "bundle" in workspace and workspace["bundle"] == choice:
         return whole
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     done: dict[str, QuantizedGraph] = {}
     for name, treatment in recipe.treatments.items():
-        done[name] = _write_quantized(bundle, name, treatment, workspace, float_layers, folder, progress)
+        done[name] = _write_quantized(
+            bundle, name, treatment, workspace, float_layers, cache_scales.get(name), folder, progress
+        )
     _copy_others(bundle, done, folder, progress)
+    manifest = bundle.manifest
+    if cache_scales:
+        select = load_graph(folder / manifest.graphs["select"].file)
+        retype_cache(select)
+        ir.save(select, folder / manifest.graphs["select"].file)
+        graphs = {name: with_int8_cache(graph) for name, graph in manifest.graphs.items()}
+        manifest = replace(manifest, graphs=graphs, least_onnxruntime=LEAST_ONNXRUNTIME)
     manifest = replace(
-        bundle.manifest,
+        manifest,
         precision=recipe.precision,
-        quantization=Quantization(recipe.name, done, 0, 0.0, 0.0),
+        quantization=Quantization(recipe.name, done, 0, 0.0, 0.0, "int8" if cache_scales else None),
         files=record_files(folder),
         engines=None,
     )
     write_manifest(folder, manifest)
-    workspace.record("bundle", sorted(float_layers))
+    workspace.record("bundle", choice)
     return open_bundle(folder, verify=False)
 
 
@@ -239,6 +289,7 @@ def _write_quantized(
     treatment: str,
     workspace: Workspace,
     float_layers: frozenset[str],
+    cache_scales: Sequence[Scales] | None,
     folder: Path,
     progress: Progress,
 ) -> QuantizedGraph:
@@ -247,6 +298,8 @@ def _write_quantized(
     stay = tuple(layer for layer in layers if f"{name}/{layer}" in float_layers)
     store = WeightStore(workspace, name)
     put_quantized(model, TREATMENTS[treatment], {layer: store.tensors(layer) for layer in layers if layer not in stay})
+    if cache_scales is not None:
+        put_int8_cache(model, cache_scales)
     shared = frozenset({bundle.manifest.embeddings.file})
     progress.step(f"writing {name}", stored_bytes(model, shared))
     write_graph(model, folder, shared, progress.advance)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunevid.calibration.recipes import RECIPES
+from prunevid.calibration.recipes import KV_CACHES, RECIPES
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output
 from prunevid.runtime.options import add_threads_option
@@ -23,7 +23,7 @@ _MIN_AGREEMENT = 0.9
 _MAX_NEW_TOKENS = 16
 # Options of one half of the command, which the other half refuses.
 _OF_TUNING = ("max_tokens", "max_ttft_ms", "search", "json")
-_OF_RECIPES = ("float_layers", "max_kl")
+_OF_RECIPES = ("float_layers", "max_kl", "kv_cache")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", choices=tuple(RECIPES), default=argparse.SUPPRESS, help=recipes)
     what.add_argument("--tune-pruning", action="store_true", help="search pruning settings within a budget instead")
+    parser.add_argument(
+        "--kv-cache",
+        choices=KV_CACHES,
+        default=argparse.SUPPRESS,
+        help="keep keys and values in int8, a quarter of the memory; ort dialect, ONNX Runtime 1.27 or newer",
+    )
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--questions",
@@ -126,6 +132,7 @@ def _quantize(args: argparse.Namespace) -> int:
         float_choice=FloatChoice(getattr(args, "float_layers", None), getattr(args, "max_kl", None)),
         max_new_tokens=args.max_new_tokens,
         threads=getattr(args, "threads", None),
+        kv_cache=getattr(args, "kv_cache", KV_CACHES[0]),
     )
     with on_stderr() as progress:
         made = calibrate(Path(args.bundles[0]), _videos(args), Path(args.output), settings, progress)
@@ -205,6 +212,8 @@ def report(made: Calibrated) -> str:
     for name, graph in made.bundle.manifest.quantization.graphs.items():
         stay = f", {len(graph.float_layers)} in float" if graph.float_layers else ""
         lines.append(f"  {name}: {graph.quantized} layers in {graph.treatment}{stay}")
+    if made.bundle.manifest.quantization.kv_cache:
+        lines.append(f"  KV cache: {made.bundle.manifest.quantization.kv_cache}")
     lines.append(f"  held-out questions: {judgement.questions}, same answer: {judgement.agreement:.1%}")
     lines.append(
         f"  KL of the first token: mean {judgement.divergence:.4f}, largest {judgement.largest_divergence:.4f} nats"

@@ -20,6 +20,9 @@ class Recipe:
     summary: str
 
 
+KV_CACHES = ("float", "int8")
+"""What the KV cache can be kept in."""
+
 _DECODER = ("llm_pre", "llm_post")
 
 RECIPES = {

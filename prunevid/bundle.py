@@ -99,7 +99,11 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime must know about a bundle, as ``manifest.json`` has it."""
+    """Everything the runtime must know about a bundle, as ``manifest.json`` has it.
+
+    least_onnxruntime: the first release of ONNX Runtime that runs the graphs, such as ``1.27``; None for any that the
+    runtime itself accepts.
+    """
 
     schema_version: int
     created_by: str
@@ -116,6 +120,12 @@ class Manifest:
     engines: EngineSet | None = None
     quantization: Quantization | None = None
     tuning: Tuning | None = None
+    least_onnxruntime: str | None = None
+
+    @property
+    def cache_dtype(self) -> str:
+        """Element type of the KV cache, as the graphs declare it, in NumPy's words."""
+        return next(tensor.dtype for tensor in self.graphs["llm_pre"].inputs if tensor.name.startswith("past_key."))
 
 
 @dataclass(frozen=True)

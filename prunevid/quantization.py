@@ -19,7 +19,8 @@ class Quantization:
     """The recipe of a quantized bundle, what it did to each graph, and how the bundle was judged.
 
     questions: held-out questions asked of the original and of this bundle; agreement: share of the same greedy
-    answers; divergence: mean KL of the first token's distribution, in nats.
+    answers; divergence: mean KL of the first token's distribution, in nats; kv_cache: ``int8``, or None where keys and
+    values stay in float.
     """
 
     recipe: str
@@ -27,3 +28,4 @@ class Quantization:
     questions: int
     agreement: float
     divergence: float
+    kv_cache: str | None = None

@@ -38,6 +38,7 @@ class OrtCpuBackend:
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
         """See :class:`prunevid.runtime.backend.Backend`."""
+        check_onnxruntime(bundle.manifest.least_onnxruntime, str(bundle.path), ort.__version__)
         file = bundle.file(bundle.manifest.graphs[name].file)
         if self._profile_to is not None:
             self._options.profile_file_prefix = str(self._profile_to / file.stem)
@@ -100,6 +101,20 @@ def session_options(threads: int | None) -> Any:
     # Warnings of ONNX Runtime are about its own graph rewriting; errors come as exceptions.
     options.log_severity_level = 3
     return options
+
+
+def check_onnxruntime(least: str | None, whose: str, installed: str) -> None:
+    """Raise PruneVidError where ``whose`` graphs need a newer ONNX Runtime than ``installed``, such as ``1.23.2``."""
+    if least is not None and _release(installed) < _release(least):
+        raise PruneVidError(
+            f"{whose} needs ONNX Runtime {least} or newer, and {installed} is installed: update onnxruntime, or "
+            "calibrate without --kv-cache int8"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def open_session(file: Path, options: Any, providers: list[Any]) -> Any:

@@ -62,12 +62,13 @@ class Chain:
         self.dtype = np.dtype(table.dtype)
         # Mapped, not read: a prompt looks up a few hundred of some 150,000 rows.
         self._table = np.memmap(bundle.file(table.file), self.dtype, "r", shape=(table.rows, table.columns))
+        self.cache_dtype = np.dtype(self.manifest.cache_dtype)
         self.pre_layers = range(self.manifest.prune.prune_layer + 1)
         self.post_layers = range(self.manifest.prune.prune_layer + 1, self._shape.layers)
 
     def new_cache(self, layers: Sequence[int], capacity: int) -> KvCache:
         """An empty KV cache of ``layers`` with room for ``capacity`` rows."""
-        return KvCache(self._backend, self.manifest.dialect, layers, self._shape, capacity, self.dtype)
+        return KvCache(self._backend, self.manifest.dialect, layers, self._shape, capacity, self.cache_dtype)
 
     def new_hidden(self, rows: int) -> RowBuffer:
         """Room for the hidden states of ``rows`` rows, [1, rows, C]."""

@@ -29,6 +29,7 @@ class ModelShape:
         query_key_norm: whether queries and keys are normed, as Qwen3's are.
         max_positions: longest sequence that the language model takes: text, visual tokens and answer.
         frames: frames of a video that it is usually shown.
+        cache_bytes: bytes of a value in the KV cache; None where it is of the activations' type.
 
     Raises:
         InvalidValueError: when a number is below 1.
@@ -44,6 +45,7 @@ class ModelShape:
     query_key_norm: bool
     max_positions: int
     frames: int
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("image_size", "tokens_per_frame", "max_positions", "frames"):

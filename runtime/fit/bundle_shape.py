@@ -28,4 +28,5 @@ def shape_of(bundle: Bundle) -> ModelShape:
         query_key_norm=b".q_norm.weight" in llm_pre,
         max_positions=manifest.prompt.max_positions,
         frames=manifest.frames,
+        cache_bytes=1 if manifest.cache_dtype == "int8" else None,
     )

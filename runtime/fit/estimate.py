@@ -154,12 +154,12 @@ def workload(
 def estimate(work: Workload, precision: Precision, device: Device) -> Estimate:
     """Estimate memory and time of a workload."""
     parameters = parameter_counts(work.model)
+    clock = _Roofline(precision, device, work.model)
     memory = Memory(
         weights=precision.weight_bytes(parameters, device),
-        kv=held_kv_bytes(work.model.decoder, work.counts, work.prune_layer, work.answer, precision.value_bytes(device)),
+        kv=held_kv_bytes(work.model.decoder, work.counts, work.prune_layer, work.answer, clock.cache_bytes),
         activations=_activation_bytes(work, precision.value_bytes(device)),
     )
-    clock = _Roofline(precision, device)
     return Estimate(
         workload=work,
         precision=precision.name,
@@ -187,9 +187,10 @@ def _activation_bytes(work: Workload, value: int) -> int:
 class _Roofline:
     """Seconds of a stage on a device, in a precision."""
 
-    def __init__(self, precision: Precision, device: Device) -> None:
+    def __init__(self, precision: Precision, device: Device, model: ModelShape) -> None:
         self.precision, self.device = precision, device
         self.value_bytes = precision.value_bytes(device)
+        self.cache_bytes = model.cache_bytes or self.value_bytes
         self._linear = precision.linear_rate(device) * device.compute_efficiency
         self._wide = precision.wide_rate(device) * device.compute_efficiency
         self._fp32 = device.fp32 * device.compute_efficiency
@@ -247,7 +248,7 @@ def _select(work: Workload, clock: _Roofline) -> float:
     kept = counts.kept + counts.text
     rows = [kept] * (work.prune_layer + 1) + [0] * (shape.layers - work.prune_layer - 1)
     hidden = (counts.merged + counts.text + kept) * shape.hidden_size * clock.value_bytes
-    return clock.seconds(2 * (kv_bytes(shape, rows, clock.value_bytes) + hidden))
+    return clock.seconds(2 * (kv_bytes(shape, rows, clock.cache_bytes) + hidden))
 
 
 def _decode(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> float:
@@ -256,7 +257,7 @@ def _decode(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> fl
     linear, wide = _decoder_flops(shape, 1, past)
     weights = clock.precision.decoder_bytes(parameters, clock.device) + _head_bytes(shape, clock)
     return clock.seconds(
-        weights + read_kv_bytes(shape, work.counts, clock.value_bytes),
+        weights + read_kv_bytes(shape, work.counts, clock.cache_bytes),
         linear=shape.layers * linear,
         wide=shape.layers * wide + lm_head_flops(shape),
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunevid.calibration.recipes import KV_CACHES, RECIPES
 from prunevid.errors import PruneVidError
-from prunevid.files import check_output
+from prunevid.files import check_output, write_whole
 from prunevid.runtime.options import add_threads_option
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _MIN_AGREEMENT = 0.9
 _MAX_NEW_TOKENS = 16
 # Options of one half of the command, which the other half refuses.
-_OF_TUNING = ("max_tokens", "max_ttft_ms", "search", "json")
+_OF_TUNING = ("max_tokens", "max_ttft_ms", "search", "json", "png", "html")
 _OF_RECIPES = ("float_layers", "max_kl", "kv_cache")
 
 
@@ -79,9 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SETTING=X,Y,...",
         help="values to try of one setting, such as keep_ratio=0.2,0.4; may be given for several",
     )
-    tuning.add_argument(
-        "--json", default=argparse.SUPPRESS, metavar="FILE", help="write all that was tried, with the front"
-    )
+    for name, text in (
+        ("json", "write all that was tried, with the front"),
+        ("png", "draw agreement over cost"),
+        ("html", "the same as a page"),
+    ):
+        tuning.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="FILE", help=text)
     stay = parser.add_mutually_exclusive_group()
     stay.add_argument(
         "--float-layers",
@@ -163,11 +167,23 @@ def _tune(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         threads=getattr(args, "threads", None),
     )
-    front = Path(args.json) if hasattr(args, "json") else None
-    if front:
-        check_output(front)
+    files = {name: Path(getattr(args, name)) for name in ("json", "png", "html") if hasattr(args, name)}
+    for file in files.values():
+        check_output(file)
+
+    def write_front(data: dict[str, Any]) -> None:
+        from prunevid.calibration.front_chart import draw_png
+        from prunevid.calibration.front_page import draw_page
+
+        if "json" in files:
+            write_whole(files["json"], f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
+        if "png" in files:
+            write_whole(files["png"], draw_png(data))
+        if "html" in files:
+            write_whole(files["html"], draw_page(data).encode())
+
     with on_stderr() as progress:
-        made = tune([Path(b) for b in args.bundles], _videos(args), Path(args.output), settings, progress, front)
+        made = tune([Path(b) for b in args.bundles], _videos(args), Path(args.output), settings, progress, write_front)
     print(report_tuned(made))
     if made.chosen.outcome.agreement < settings.least_held_out:
         print("note: it agrees less than --min-agreement, and was written since --force says so", file=sys.stderr)

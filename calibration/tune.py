@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from prunevid.calibration.search import Found, Grid, candidates, largest_effort,
 from prunevid.calibration.trials import Candidate, Outcome, Trials, disabled
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
-from prunevid.files import write_whole
 from prunevid.runtime.machine import describe as describe_machine
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.tuning import Tuning
@@ -76,12 +75,12 @@ def tune(
     output: Path,
     settings: TuneSettings,
     progress: Progress | None = None,
-    front: Path | None = None,
+    on_front: Callable[[dict[str, Any]], None] | None = None,
 ) -> Tuned:
     """Search pruning settings for the bundles at ``sources``, which differ in prune_layer only, and write the one with
     the best prune_layer to ``output``, with the chosen settings in its manifest.
 
-    front: a file for all that was found, as JSON; it is written even where nothing keeps the budget. A run that is
+    on_front: is given all that was found (:func:`to_json`), even where nothing keeps the budget. A run that is
     killed goes on where it was when it is started again, as does one with another budget. Raises PruneVidError where
     the bundles are not of one model, too few videos can be read, no setting keeps the budget, the chosen one does too
     little on held-out questions, or ``output`` exists or cannot be written; then there is nothing at ``output``.
@@ -111,10 +110,12 @@ def tune(
         timed = list(dict.fromkeys((*found.on_tokens, *found.on_flops, present, off)))
         progress.step(f"measuring the time to the first token of {len(timed)} settings", 0)
         ttft_ms = measure_ttft(trials, timed, parts.calibration, workspace)
-        if front:
-            text = json.dumps(to_json(found, ttft_ms, settings.budget, present), indent=1, allow_nan=False)
-            write_whole(front, f"{text}\n".encode())
-        chosen = choose(found, ttft_ms, settings.budget)
+        chosen: Candidate | None = None
+        try:
+            chosen = choose(found, ttft_ms, settings.budget)
+        finally:
+            if on_front:
+                on_front(to_json(found, ttft_ms, settings.budget, present, chosen))
         if chosen not in ttft_ms:
             ttft_ms |= measure_ttft(trials, [chosen, present, off], parts.calibration, workspace)
         progress.tell(f"chosen: {describe(chosen)}: {figures(found.tried[chosen], ttft_ms[chosen])}")
@@ -129,7 +130,9 @@ def tune(
     return Tuned(written, found, ttft_ms, *judged)
 
 
-def to_json(found: Found, ttft_ms: dict[Candidate, float], budget: Budget, present: Candidate) -> dict[str, Any]:
+def to_json(
+    found: Found, ttft_ms: dict[Candidate, float], budget: Budget, present: Candidate, chosen: Candidate | None
+) -> dict[str, Any]:
     """All settings that were tried, on calibration questions; shares from 0 to 1, 95 % intervals, nats, FLOPs, ms."""
     points = []
     for candidate, outcome in found.tried.items():
@@ -138,6 +141,7 @@ def to_json(found: Found, ttft_ms: dict[Candidate, float], budget: Budget, prese
                 "prune": asdict(candidate.prune),
                 "unpruned": candidate.prune.is_disabled,
                 "present": candidate == present,
+                "chosen": candidate == chosen,
                 "questions": outcome.questions,
                 "finished": candidate in found.finished,
                 "on_front_of_tokens": candidate in found.on_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from videos import write_video
 
 from demo import world
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.calibration.budget import Budget
+from prunevid.calibration.front_page import draw_page
 from prunevid.calibration.judge import divergence, normal
 from prunevid.calibration.pareto import clearly_worse, front, interval, layers
 from prunevid.calibration.progress import Silent
@@ -121,7 +124,10 @@ def tuned(demo_bundle: Path, shallower: Path, questions: Path, tmp_path_factory:
     """A run that nothing interrupts, over two prune layers."""
     output = tmp_path_factory.mktemp("tuned") / "out"
     settings = TuneSettings(Budget(max_tokens=0.1), GRID, least_held_out=0.5)
-    made = tune([demo_bundle, shallower], read_questions(questions), output, settings, front=output.parent / "a.json")
+    write = (output.parent / "a.json").write_text
+    made = tune(
+        [demo_bundle, shallower], read_questions(questions), output, settings, on_front=lambda d: write(json.dumps(d))
+    )
     assert sorted(path.name for path in output.parent.iterdir()) == ["a.json", "out"]
     return made
 
@@ -164,6 +170,18 @@ def test_all_that_was_tried_is_in_the_json(tuned: Tuned) -> None:
         if entry["on_front_of_tokens"]:
             assert entry["finished"]
             assert entry["ttft_ms"] > 0
+
+
+def test_the_page_says_what_the_json_says(tuned: Tuned) -> None:
+    data = json.loads((tuned.bundle.path.parent / "a.json").read_text())
+    page = draw_page(data)
+    figures = re.findall(r'<data value="([^"]+)" data-at="/settings/(\d+)/(\w+)">', page)
+    assert len(figures) > 10
+    for value, number, key in figures:
+        assert float(value) == data["settings"][int(number)][key]
+    assert 'class="chosen"' in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 class Killed(Silent):
@@ -219,12 +237,15 @@ def test_budgets_that_cannot_be_kept_name_the_nearest(demo_bundle: Path, questio
     small = [part for name in ("segment_ratio=0.25", "static_threshold=0.8", "cluster_ratio=0.5", "keep_ratio=0.1,0.4")
              for part in ("--search", name)]  # fmt: skip
     common = (demo_bundle, "--tune-pruning", "--questions", questions, "--output", tmp_path / "out", *small)
-    status, _, said = prunevid(*common, "--max-tokens", "0.001", "--json", tmp_path / "a.json")
+    status, _, said = prunevid(
+        *common, "--max-tokens", "0.001", "--json", tmp_path / "a.json", "--png", tmp_path / "a.png"
+    )
     assert status == 2
     assert "the nearest is segment_ratio 0.25" in said
     assert "keep_ratio 0.1" in said
     assert "prune_layer is not searched" in said
-    assert (tmp_path / "a.json").exists()
+    assert not any(entry["chosen"] for entry in json.loads((tmp_path / "a.json").read_text())["settings"])
+    assert Image.open(tmp_path / "a.png").size == (1800, 940)
     assert not (tmp_path / "out").exists()
     status, printed, said = prunevid(*common, "--min-agreement", "0.5")
     assert status == 0, said

@@ -182,9 +182,9 @@ def _difference(first: Bundle, other: Bundle) -> str | None:
     for name in _SAME_PRUNE:
         if getattr(a.prune, name) != getattr(b.prune, name):
             return f"their {name}"
-    recipes = [q.recipe if q else None for q in (a.quantization, b.quantization)]
+    recipes = [(q.recipe, q.kv_cache) if q else None for q in (a.quantization, b.quantization)]
     if recipes[0] != recipes[1]:
-        return f"how they are quantized ({recipes[0] or 'not'} and {recipes[1] or 'not'})"
+        return "how they are quantized"
     vision = a.graphs["vision_merge"].file
     for file in (a.prompt.tokenizer, a.prompt.chat_template, a.embeddings.file, vision, f"{vision}.data"):
         if a.files.get(file) != b.files.get(file):

@@ -85,11 +85,12 @@ def measure(questions: int) -> dict[str, Any]:
         videos = calibration_videos(videos_folder)
         bundles = {"fp32": export("demo", folder / "demo-ort")}
         for recipe in RECIPES.values():
-            source = export("demo", folder / f"demo-{recipe.dialect}", dialect=recipe.dialect, overwrite=True).path
-            settings = Settings(recipe.name, force=True)
-            made = calibrate(source, videos, folder / recipe.name, settings, Silent())
-            bundles[recipe.name] = made.bundle
-            print(f"{recipe.name}: {asdict(made.judgement)}", file=sys.stderr, flush=True)
+            for dialect in recipe.dialects:
+                called = recipe.name if len(recipe.dialects) == 1 else f"{recipe.name} ({dialect})"
+                source = export("demo", folder / f"demo-{dialect}", dialect=dialect, overwrite=True).path
+                made = calibrate(source, videos, folder / called, Settings(recipe.name, force=True), Silent())
+                bundles[called] = made.bundle
+                print(f"{called}: {asdict(made.judgement)}", file=sys.stderr, flush=True)
         for prune in (True, False):
             original = None
             for which, bundle in bundles.items():

@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.bundle import Bundle
-from prunevid.calibration.linears import Linear, find_linears
+from prunevid.calibration.linears import Linear, find_linears, load_graph
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.rewrite import load_graph
 from prunevid.calibration.variants import VariantBackend
 from prunevid.runtime.arrays import Array
 from prunevid.runtime.sampling import SamplingConfig
@@ -26,10 +25,14 @@ _FIRST_TOKEN = SamplingConfig(max_new_tokens=1)
 
 @dataclass(frozen=True)
 class Activations:
-    """Inputs of a linear layer: mean magnitude float32 [K] of every channel, and a sample of rows float32 [n, K]."""
+    """Inputs of a linear layer: mean magnitude float32 [K] of every channel, and a sample of rows float32 [n, K].
+
+    largest: magnitude float32 [K] that no input of the channel had more of.
+    """
 
     magnitude: np.ndarray
     rows: np.ndarray
+    largest: np.ndarray
 
 
 def input_groups(model: ir.Model) -> dict[str, list[Linear]]:
@@ -53,12 +56,14 @@ def observe(
     totals: dict[int, list[np.ndarray]] = defaultdict(list)
     counts: dict[int, list[int]] = defaultdict(list)
     rows: dict[int, list[np.ndarray]] = defaultdict(list)
+    largest: dict[int, list[np.ndarray]] = defaultdict(list)
 
     def take(computed: Mapping[str, Array]) -> None:
         for index in range(len(groups)):
             totals[index].append(np.array(computed[f"watched_total.{index}"]))
             counts[index].append(int(np.array(computed[f"watched_count.{index}"])[0]))
             rows[index].append(np.array(computed[f"watched_rows.{index}"]))
+            largest[index].append(np.array(computed[f"watched_largest.{index}"]))
 
     pipeline = VariantBackend(bundle, threads).variant(name, model, take)
     for video in videos:
@@ -68,7 +73,9 @@ def observe(
         advance()
     return {
         source: Activations(
-            (np.sum(totals[index], axis=0) / sum(counts[index])).astype(np.float32), _thinned(rows[index])
+            (np.sum(totals[index], axis=0) / sum(counts[index])).astype(np.float32),
+            _thinned(rows[index]),
+            np.max(largest[index], axis=0),
         )
         for index, (source, _) in enumerate(groups)
     }
@@ -83,7 +90,7 @@ def _thinned(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _add_outputs(graph: ir.Graph, linear: Linear, index: int) -> None:
-    """Declare outputs ``watched_*.INDEX``: the sum of magnitudes, the count of rows, and a sample of them."""
+    """Declare outputs ``watched_*.INDEX``: sum and largest of magnitudes, the count of rows, and a sample of them."""
     inputs = linear.weight.shape[0]
 
     def constant(what: str, values: list[int]) -> ir.Value:
@@ -94,15 +101,22 @@ def _add_outputs(graph: ir.Graph, linear: Linear, index: int) -> None:
 
     flat = ir.Node("", "Reshape", [linear.node.inputs[0], constant("shape", [-1, inputs])])
     first_axis = constant("axis", [0])
-    magnitude = ir.Node("", "Abs", [flat.outputs[0]])
+    # In half precision sums would overflow.
+    wide = ir.Node("", "Cast", [flat.outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
+    magnitude = ir.Node("", "Abs", [wide.outputs[0]])
     keep = [ir.AttrInt64("keepdims", 0)]
     total = ir.Node("", "ReduceSum", [magnitude.outputs[0], first_axis], keep)
     count = ir.Node("", "Shape", [flat.outputs[0]], [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)])
     ends = [constant("start", [0]), constant("end", [2**62]), first_axis, constant("step", [_EVERY])]
-    rows = ir.Node("", "Slice", [flat.outputs[0], *ends])
-    graph.extend([flat, magnitude, total, count, rows])
+    rows = ir.Node("", "Slice", [wide.outputs[0], *ends])
+    # A run without new frames has no rows, and nothing is the largest of none.
+    none = ir.Node("", "Expand", [_zero(graph, index), constant("one_row", [1, inputs])])
+    some = ir.Node("", "Concat", [magnitude.outputs[0], none.outputs[0]], [ir.AttrInt64("axis", 0)])
+    largest = ir.Node("", "ReduceMax", [some.outputs[0], first_axis], keep)
+    graph.extend([flat, wide, magnitude, total, count, rows, none, some, largest])
     described = (
         (total, "total", ir.DataType.FLOAT, [inputs]),
+        (largest, "largest", ir.DataType.FLOAT, [inputs]),
         (count, "count", ir.DataType.INT64, [1]),
         (rows, "rows", ir.DataType.FLOAT, [f"sampled.{index}", inputs]),
     )
@@ -110,3 +124,10 @@ def _add_outputs(graph: ir.Graph, linear: Linear, index: int) -> None:
         output = node.outputs[0]
         output.name, output.type, output.shape = f"watched_{what}.{index}", ir.TensorType(dtype), ir.Shape(shape)
         graph.outputs.append(output)
+
+
+def _zero(graph: ir.Graph, index: int) -> ir.Value:
+    tensor = ir.tensor(np.zeros((1, 1), np.float32), name=f"watched_zero.{index}")
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

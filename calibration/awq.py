@@ -31,11 +31,21 @@ class ScaledMatrix:
         """See :class:`prunevid.calibration.schemes.Matrix`."""
         return self.matrix.shape
 
+    @property
+    def dtype(self) -> np.dtype:
+        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        return self.matrix.dtype
+
     def blocks(self) -> Iterator[Block]:
         """See :class:`prunevid.calibration.schemes.Matrix`."""
         for block in self.matrix.blocks():
             scale = self.scale[block.row : block.row + len(block.values), None]
             yield Block(block.row, block.column, block.values * scale)
+
+    def panels(self) -> Iterator[np.ndarray]:
+        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        for panel in self.matrix.panels():
+            yield panel * self.scale[:, None]
 
 
 def candidate_scales(magnitude: np.ndarray) -> np.ndarray:
@@ -46,27 +56,29 @@ def candidate_scales(magnitude: np.ndarray) -> np.ndarray:
     return normed
 
 
-def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Sum of squared changes of ``rows`` [n, K] times the matrix, quantized with each of ``scales`` [S, K]; [S].
+def invertible(scales: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Scales float32 whose inverses, which inputs are multiplied by, a graph in float16 can hold exactly."""
+    if dtype == np.float32:
+        return scales
+    held: np.ndarray = np.float32(1) / (np.float32(1) / scales).astype(dtype).astype(np.float32)
+    return held
 
-    The blocks of the matrix must be whole blocks of the scheme.
-    """
-    changes = np.zeros((len(scales), len(rows), matrix.shape[1]), np.float32)
-    for block in matrix.blocks():
-        inputs = slice(block.row, block.row + block.values.shape[0])
-        outputs = slice(block.column, block.column + block.values.shape[1])
-        for change, scale in zip(changes, scales, strict=True):
-            by_input = scale[inputs, None]
-            arrays = scheme.quantize(ArrayMatrix(block.values * by_input))
-            restored = scheme.dequantize(arrays, len(block.values)) / by_input
-            change[:, outputs] += rows[:, inputs] @ (restored - block.values)
-    errors: np.ndarray = np.square(changes, out=changes).sum(axis=(1, 2), dtype=np.float64)
+
+def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Sum of squared changes of ``rows`` [n, K] times the matrix, quantized with each of ``scales`` [S, K]; [S]."""
+    errors = np.zeros(len(scales))
+    for panel in matrix.panels():
+        for index, scale in enumerate(scales):
+            by_input = scale[:, None]
+            arrays = scheme.quantize(ArrayMatrix(panel * by_input, matrix.dtype))
+            restored = scheme.dequantize(arrays, len(panel)) / by_input
+            errors[index] += np.square(rows @ (restored - panel)).sum(dtype=np.float64)
     return errors
 
 
 def find_scale(matrices: Sequence[Matrix], scheme: Scheme, activations: Activations) -> np.ndarray:
     """The scale float32 [K] for layers that share an input, by which their outputs change least in all."""
-    scales = candidate_scales(activations.magnitude)
+    scales = invertible(candidate_scales(activations.magnitude), matrices[0].dtype)
     errors = sum(output_errors(matrix, scheme, scales, activations.rows) for matrix in matrices)
     best: np.ndarray = scales[int(np.argmin(errors))]
     return best

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from prunevid import __version__
 from prunevid.bundle import Bundle, new_bundle, open_bundle, record_files, write_manifest
 from prunevid.calibration.activations import Activations, input_groups, observe
-from prunevid.calibration.awq import find_scale
 from prunevid.calibration.judge import Judgement, ask_all, judge
 from prunevid.calibration.kv_int8 import (
     LEAST_ONNXRUNTIME,
@@ -26,11 +25,11 @@ from prunevid.calibration.kv_int8 import (
     retype_cache,
     with_int8_cache,
 )
-from prunevid.calibration.linears import find_linears
+from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
 from prunevid.calibration.recipes import KV_CACHES, RECIPES, Recipe
-from prunevid.calibration.rewrite import TREATMENTS, load_graph, put_quantized
+from prunevid.calibration.rewrite import TREATMENTS, layers_of, put_quantized
 from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.workspace import Workspace
@@ -141,12 +140,14 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
     manifest = bundle.manifest
     if manifest.quantization is not None:
         raise PruneVidError(f"{bundle.path} is quantized already ({manifest.quantization.recipe}): give the original")
-    if manifest.dialect != recipe.dialect:
+    if manifest.dialect not in recipe.dialects:
+        others = [other.name for other in RECIPES.values() if manifest.dialect in other.dialects]
+        wanted = " or ".join(recipe.dialects)
         raise PruneVidError(
-            f"the recipe {recipe.name} is for bundles of the dialect {recipe.dialect}, {bundle.path} is in "
-            f"{manifest.dialect}: export it again with --dialect {recipe.dialect}"
+            f"the recipe {recipe.name} is for bundles of the dialect {wanted}, {bundle.path} is in "
+            f"{manifest.dialect}: take {' or '.join(others)}, or export it again with --dialect {wanted}"
         )
-    if manifest.precision != "fp32":
+    if manifest.dialect == "ort" and manifest.precision != "fp32":
         raise PruneVidError(
             f"the recipe {recipe.name} starts from fp32 weights, {bundle.path} is in {manifest.precision}: export it "
             "again with --precision fp32"
@@ -200,9 +201,11 @@ def _quantize(
     bundle: Bundle, recipe: Recipe, parts: Split, settings: Settings, workspace: Workspace, progress: Progress
 ) -> None:
     """Quantize every layer that the recipe treats, one by one, into the workspace."""
-    for name, called in recipe.treatments.items():
+    for name, called in recipe.dialects[bundle.manifest.dialect].items():
         treatment, store = TREATMENTS[called], WeightStore(workspace, name)
-        groups = input_groups(load_graph(bundle.file(bundle.manifest.graphs[name].file)))
+        whole = input_groups(load_graph(bundle.file(bundle.manifest.graphs[name].file)))
+        taken = {x: [linear for linear in group if treatment.takes(linear.weight)] for x, group in whole.items()}
+        groups = {source: group for source, group in taken.items() if group}
         missing = {source: group for source, group in groups.items() if not all(map(store.has, group))}
         activations: dict[str, Activations] = {}
         if treatment.activation_aware and missing:
@@ -210,11 +213,9 @@ def _quantize(
             activations = observe(bundle, name, parts.calibration, settings.threads, progress.advance)
         progress.step(f"quantizing {name}", sum(linear.weight.tensor.nbytes for g in missing.values() for linear in g))
         for source, group in missing.items():
-            scale = None
-            if treatment.activation_aware:
-                scale = find_scale([linear.weight for linear in group], treatment.scheme, activations[source])
+            inputs = treatment.fit([linear.weight for linear in group], activations.get(source))
             for linear in group:
-                store.quantize(linear, treatment.scheme, scale)
+                store.quantize(linear, treatment.scheme, inputs)
                 progress.advance(linear.weight.tensor.nbytes)
 
 
@@ -251,7 +252,7 @@ def _assemble(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     done: dict[str, QuantizedGraph] = {}
-    for name, treatment in recipe.treatments.items():
+    for name, treatment in recipe.dialects[bundle.manifest.dialect].items():
         done[name] = _write_quantized(
             bundle, name, treatment, workspace, float_layers, cache_scales.get(name), folder, progress
         )
@@ -294,8 +295,9 @@ def _write_quantized(
     progress: Progress,
 ) -> QuantizedGraph:
     model = load_graph(bundle.file(bundle.manifest.graphs[name].file))
-    layers = [linear.name for linear in find_linears(model)]
-    stay = tuple(layer for layer in layers if f"{name}/{layer}" in float_layers)
+    layers, others = layers_of(model, TREATMENTS[treatment])
+    chosen = [layer for layer in layers if f"{name}/{layer}" in float_layers]
+    stay = (*chosen, *others)
     store = WeightStore(workspace, name)
     put_quantized(model, TREATMENTS[treatment], {layer: store.tensors(layer) for layer in layers if layer not in stay})
     if cache_scales is not None:
@@ -303,7 +305,7 @@ def _write_quantized(
     shared = frozenset({bundle.manifest.embeddings.file})
     progress.step(f"writing {name}", stored_bytes(model, shared))
     write_graph(model, folder, shared, progress.advance)
-    return QuantizedGraph(TREATMENTS[treatment].text, len(layers) - len(stay), stay)
+    return QuantizedGraph(TREATMENTS[treatment].text, len(layers) - len(chosen), stay)
 
 
 def _copy_others(bundle: Bundle, quantized: Mapping[str, QuantizedGraph], folder: Path, progress: Progress) -> None:

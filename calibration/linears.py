@@ -39,12 +39,38 @@ class StoredMatrix:
         rows, columns = (int(size) for size in self.tensor.shape)
         return (columns, rows) if self.transposed else (rows, columns)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        dtype: np.dtype = np.dtype(self.tensor.dtype.numpy())
+        return dtype
+
     def blocks(self) -> Iterator[Block]:
         """See :class:`prunevid.calibration.schemes.Matrix`."""
         rows, columns = (int(size) for size in self.tensor.shape)
         for start, stop in spans(rows, columns):
             values = read_rows(self.tensor, start, stop).astype(np.float32, copy=False)
             yield Block(0, start, values.T) if self.transposed else Block(start, 0, values)
+
+    def panels(self) -> Iterator[np.ndarray]:
+        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        if self.transposed:
+            yield from (block.values for block in self.blocks())
+            return
+        for start, stop in spans(self.shape[1], self.shape[0]):
+            yield _read_columns(self.tensor, start, stop).astype(np.float32, copy=False)
+
+
+def _read_columns(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:
+    """Columns ``start`` to ``stop`` of a matrix in a data file, by plain reads."""
+    dtype = np.dtype(tensor.dtype.numpy())
+    rows, columns = (int(size) for size in tensor.shape)
+    values = np.empty((rows, stop - start), dtype)
+    with Path(tensor.path).open("rb", buffering=0) as file:
+        for row in range(rows):
+            file.seek((tensor.offset or 0) + (row * columns + start) * dtype.itemsize)
+            values[row] = np.frombuffer(file.read(values[row].nbytes), dtype)
+    return values
 
 
 def read_rows(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:
@@ -56,6 +82,11 @@ def read_rows(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:
     return np.fromfile(Path(tensor.path), dtype, (stop - start) * width, offset=offset).reshape(
         stop - start, *shape[1:]
     )
+
+
+def load_graph(file: Path) -> ir.Model:
+    """A graph of a bundle; its weights stay in their file."""
+    return ir.load(file)
 
 
 def find_linears(model: ir.Model) -> list[Linear]:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 class Recipe:
     """A way to quantize a bundle.
 
-    dialect: of the bundles that it is for; precision: what the manifest will call the result; treatments: by graph,
-    the name of what is done to its linear layers (:mod:`prunevid.calibration.rewrite`); summary: for help.
+    precision: what the manifest will call the result; dialects: by the dialect of a bundle and by graph, the name of
+    what is done to its linear layers (:mod:`prunevid.calibration.rewrite`); summary: for help.
     """
 
     name: str
-    dialect: str
     precision: str
-    treatments: dict[str, str]
+    dialects: dict[str, dict[str, str]]
     summary: str
 
 
@@ -24,30 +23,43 @@ KV_CACHES = ("float", "int8")
 """What the KV cache can be kept in."""
 
 _DECODER = ("llm_pre", "llm_post")
+_ALL = ("vision_merge", *_DECODER)
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
             "cpu-int8",
-            "ort",
             "int8",
-            dict.fromkeys(("vision_merge", *_DECODER), "dynamic-int8"),
+            {"ort": dict.fromkeys(_ALL, "dynamic-int8")},
             "int8 weights and activations everywhere: fastest prefill on a CPU",
         ),
         Recipe(
             "cpu-int4",
-            "ort",
             "int4",
-            {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-block32")},
+            {"ort": {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-block32")}},
             "4-bit weights in the language model, int8 in the vision tower: for long answers on a CPU",
         ),
         Recipe(
             "int4-awq",
-            "ort",
             "int4",
-            {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-awq")},
-            "as cpu-int4, with fewer scales, and weights scaled by the activations of the calibration videos: smallest",
+            {
+                "ort": {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-awq")},
+                "portable": {"vision_merge": "int8-qdq", **dict.fromkeys(_DECODER, "int4-awq-qdq")},
+            },
+            "4-bit weights scaled by the activations of the calibration videos, int8 in the vision tower: smallest",
+        ),
+        Recipe(
+            "int8-qdq",
+            "int8",
+            {"portable": dict.fromkeys(_ALL, "int8-qdq")},
+            "int8 weights and activations, smoothed, for TensorRT",
+        ),
+        Recipe(
+            "fp8-qdq",
+            "fp8",
+            {"portable": dict.fromkeys(_ALL, "fp8-qdq")},
+            "8-bit floating-point weights and activations, smoothed, for TensorRT on Ada, Hopper and Thor",
         ),
     )
 }

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
 
+from prunevid.calibration.activations import Activations
+from prunevid.calibration.awq import find_scale
 from prunevid.calibration.linears import Linear, find_linears
-from prunevid.calibration.schemes import Int4Blocks, Int8PerChannel, Scheme
+from prunevid.calibration.qdq import BlockInt4Qdq, StaticQdq, scaled
+from prunevid.calibration.qdq_schemes import Float8Activations, Float8PerChannel, Int8Activations
+from prunevid.calibration.schemes import Int4Blocks, Int8PerChannel, Matrix, Scheme
+from prunevid.calibration.store import INPUT_PARTS, InputScaling
 
 _CONTRIB = "com.microsoft"
 
@@ -30,11 +34,33 @@ class Treatment(Protocol):
 
     @property
     def activation_aware(self) -> bool:
-        """Whether inputs are scaled (:mod:`prunevid.calibration.awq`)."""
+        """Whether :meth:`fit` looks at activations, which then must be observed."""
         ...
 
-    def node(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Node:
-        """The operator over the layer's input x and the scheme's arrays."""
+    @property
+    def opset(self) -> int:
+        """The least opset of ONNX's own operators that it needs."""
+        ...
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Operator domains that it needs beyond ONNX's own."""
+        ...
+
+    def takes(self, matrix: Matrix) -> bool:
+        """Whether a matrix of that shape can be treated; others stay in float."""
+        ...
+
+    def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
+        """What is to be done to the input that layers with these matrices share."""
+        ...
+
+    def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
+        """Operators over the input x, once for all layers that share it; the last one's output is what they take."""
+        ...
+
+    def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
+        """Operators over the layer's input x and the scheme's arrays; the last one's output is the layer's."""
         ...
 
 
@@ -48,11 +74,25 @@ class DynamicInt8:
     scheme: Int8PerChannel = Int8PerChannel()
     activation_aware: bool = False
     text: str = "int8 weights, one scale per output; activations in dynamic uint8 (DynamicQuantizeMatMul)"
+    opset: int = 1
+    domains: tuple[str, ...] = (_CONTRIB,)
 
-    def node(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Node:
+    def takes(self, matrix: Matrix) -> bool:
+        """See :class:`Treatment`: every matrix."""
+        return True
+
+    def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
+        """See :class:`Treatment`: nothing."""
+        return InputScaling()
+
+    def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
+        """See :class:`Treatment`: nothing."""
+        return []
+
+    def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """See :class:`Treatment`."""
         inputs = [x, arrays["codes"], arrays["scale"]]
-        return ir.Node(_CONTRIB, "DynamicQuantizeMatMul", inputs, name=linear.node.name)
+        return [ir.Node(_CONTRIB, "DynamicQuantizeMatMul", inputs, name=linear.node.name)]
 
 
 @dataclass(frozen=True)
@@ -64,6 +104,8 @@ class BlockInt4:
 
     scheme: Int4Blocks
     activation_aware: bool = False
+    opset: int = 1
+    domains: tuple[str, ...] = (_CONTRIB,)
 
     @property
     def text(self) -> str:
@@ -74,19 +116,34 @@ class BlockInt4:
             "block (MatMulNBits)"
         )
 
-    def node(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> ir.Node:
+    def takes(self, matrix: Matrix) -> bool:
+        """See :class:`Treatment`: every matrix."""
+        return True
+
+    def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
+        """See :class:`Treatment`."""
+        return InputScaling(find_scale(matrices, self.scheme, seen)) if seen is not None else InputScaling()
+
+    def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
+        """See :class:`Treatment`."""
+        return scaled(x, arrays)
+
+    def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """See :class:`Treatment`."""
         inputs, outputs = linear.weight.shape
         sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": self.scheme.block, "accuracy_level": 4}
         attributes = [ir.AttrInt64(name, value) for name, value in sizes.items()]
         values = [x, arrays["codes"], arrays["scale"]]
-        return ir.Node(_CONTRIB, "MatMulNBits", values, attributes, name=linear.node.name)
+        return [ir.Node(_CONTRIB, "MatMulNBits", values, attributes, name=linear.node.name)]
 
 
 TREATMENTS: dict[str, Treatment] = {
     "dynamic-int8": DynamicInt8(),
     "int4-block32": BlockInt4(Int4Blocks(32)),
     "int4-awq": BlockInt4(Int4Blocks(128), activation_aware=True),
+    "int4-awq-qdq": BlockInt4Qdq(),
+    "int8-qdq": StaticQdq("int8", Int8PerChannel(), Int8Activations()),
+    "fp8-qdq": StaticQdq("float8 (E4M3)", Float8PerChannel(), Float8Activations()),
 }
 """Everything that a recipe can do to a graph's linear layers, by the name that recipes call it."""
 
@@ -96,32 +153,38 @@ def put_quantized(
 ) -> None:
     """Replace the layers that ``tensors`` has arrays for, by name, in place; the others stay as they are.
 
-    Where a layer has an array ``inverse`` [K], its input is multiplied by it, once for all layers that share the input.
+    What is to be done to an input is done once for all layers that share it.
     """
     graph = model.graph
-    scaled: dict[ir.Value, ir.Value] = {}
-    graph.opset_imports.setdefault(_CONTRIB, 1)
+    entered: dict[ir.Value, ir.Value] = {}
+    for domain in treatment.domains:
+        graph.opset_imports.setdefault(domain, 1)
+    if tensors:
+        graph.opset_imports[""] = max(graph.opset_imports[""], treatment.opset)
     for linear in find_linears(model):
         if linear.name not in tensors:
             continue
         old, (x, weight) = linear.node, linear.node.inputs[:2]
         assert x is not None  # find_linears says so, as of the weight
         parts = dict(tensors[linear.name])
-        inverse = parts.pop("inverse", None)
-        if inverse is not None and x not in scaled:
-            scaling = ir.Node("", "Mul", [x, _initializer(graph, inverse)])
-            graph.insert_before(old, scaling)
-            scaled[x] = scaling.outputs[0]
+        of_input = {part: parts.pop(part) for part in INPUT_PARTS if part in parts}
+        if x not in entered:
+            before = treatment.enter(x, {part: _initializer(graph, tensor) for part, tensor in of_input.items()})
+            graph.insert_before(old, before)
+            entered[x] = before[-1].outputs[0] if before else x
         arrays = {part: _initializer(graph, tensor) for part, tensor in parts.items()}
-        new = treatment.node(linear, x if inverse is None else scaled[x], arrays)
+        *first, new = treatment.product(linear, entered[x], arrays)
+        graph.insert_before(old, first)
         ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
         assert weight is not None
         del graph.initializers[str(weight.name)]
 
 
-def load_graph(file: Path) -> ir.Model:
-    """A graph of a bundle; its weights stay in their file."""
-    return ir.load(file)
+def layers_of(model: ir.Model, treatment: Treatment) -> tuple[list[str], list[str]]:
+    """Names of the linear layers that a treatment takes, and of those whose shape it does not."""
+    linears = find_linears(model)
+    taken = [linear.name for linear in linears if treatment.takes(linear.weight)]
+    return taken, [linear.name for linear in linears if linear.name not in taken]
 
 
 def _initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

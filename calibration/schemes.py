@@ -35,8 +35,17 @@ class Matrix(Protocol):
         """Inputs K and outputs N."""
         ...
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The float type that it is stored in, and that its scales get."""
+        ...
+
     def blocks(self) -> Iterator[Block]:
         """All of the matrix; every block has all rows or all columns, and begins at a multiple of 256 rows."""
+        ...
+
+    def panels(self) -> Iterator[np.ndarray]:
+        """All of the matrix in parts float32 [K, n] that have all rows, from its first column on."""
         ...
 
 
@@ -54,19 +63,30 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class ArrayMatrix:
-    """A matrix [K, N] that is in memory."""
+    """A matrix [K, N] that is in memory; ``scale_type``: as what it counts, if not as the values' type."""
 
     values: np.ndarray
+    scale_type: np.dtype | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """See :class:`Matrix`."""
         return int(self.values.shape[0]), int(self.values.shape[1])
 
+    @property
+    def dtype(self) -> np.dtype:
+        """``scale_type`` where it is given, else the values' own."""
+        return self.scale_type or self.values.dtype
+
     def blocks(self) -> Iterator[Block]:
         """See :class:`Matrix`."""
         for start, stop in spans(self.shape[0], self.shape[1]):
             yield Block(start, 0, self.values[start:stop])
+
+    def panels(self) -> Iterator[np.ndarray]:
+        """See :class:`Matrix`."""
+        for start, stop in spans(self.shape[1], self.shape[0]):
+            yield self.values[:, start:stop]
 
 
 def spans(rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -78,29 +98,27 @@ def spans(rows: int, width: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Int8PerChannel:
-    """int8 weights with one scale per output: ``codes`` int8 [K, N], ``scale`` float32 [N].
+    """int8 weights with one scale per output: ``codes`` int8 [K, N], ``scale`` [N] of the matrix's type.
 
-    scale = max |w| of the output's column / 127; weight = w / scale, rounded half to even.
+    scale = max |w| of the output's column / 127, rounded up where the type is float16; code = w / scale, rounded half
+    to even.
     """
 
     def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
         """See :class:`Scheme`; reads the matrix twice."""
         inputs, outputs = matrix.shape
-        largest = np.zeros(outputs, np.float32)
-        for block in matrix.blocks():
-            columns = slice(block.column, block.column + block.values.shape[1])
-            np.maximum(largest[columns], np.abs(block.values).max(axis=0), out=largest[columns])
-        scale = _nonzero(largest / np.float32(127))
+        scale = as_scale(column_magnitude(matrix) / np.float32(127), matrix.dtype)
+        wide = scale.astype(np.float32)
         codes = np.empty((inputs, outputs), np.int8)
         for block in matrix.blocks():
             rows = slice(block.row, block.row + block.values.shape[0])
             columns = slice(block.column, block.column + block.values.shape[1])
-            codes[rows, columns] = np.rint(block.values / scale[columns])
+            codes[rows, columns] = np.rint(block.values / wide[columns])
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
         """See :class:`Scheme`."""
-        values: np.ndarray = arrays["codes"].astype(np.float32) * arrays["scale"]
+        values: np.ndarray = arrays["codes"].astype(np.float32) * arrays["scale"].astype(np.float32)
         return values
 
 
@@ -146,9 +164,24 @@ class Int4Blocks:
         return np.ascontiguousarray(values.reshape(len(scale), -1)[:, :inputs].T)
 
 
-def _nonzero(scale: np.ndarray) -> np.ndarray:
-    """A column of zeros gets the scale 1: zero divided by zero is no weight."""
-    return np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+def column_magnitude(matrix: Matrix) -> np.ndarray:
+    """The largest magnitude float32 [N] of every output's weights."""
+    largest = np.zeros(matrix.shape[1], np.float32)
+    for block in matrix.blocks():
+        columns = slice(block.column, block.column + block.values.shape[1])
+        np.maximum(largest[columns], np.abs(block.values).max(axis=0), out=largest[columns])
+    return largest
+
+
+def as_scale(exact: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Scales float32 of any shape in a float type, never below what they were: no code leaves its range.
+
+    Zero becomes 1, since zero divided by zero is no weight.
+    """
+    scale = exact.astype(dtype)
+    scale = np.where(scale.astype(np.float32) < exact, np.nextafter(scale, np.array(np.inf, dtype)), scale)
+    nonzero: np.ndarray = np.where(scale > 0, scale, np.array(1, dtype)).astype(dtype)
+    return nonzero
 
 
 def _padded(values: np.ndarray, multiple: int) -> np.ndarray:

@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from prunevid.bundle import Bundle
 from prunevid.calibration.judge import divergence
-from prunevid.calibration.linears import find_linears
+from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import Progress
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.recipes import Recipe
-from prunevid.calibration.rewrite import TREATMENTS, load_graph, put_quantized
+from prunevid.calibration.rewrite import TREATMENTS, layers_of, put_quantized
 from prunevid.calibration.store import WeightStore
 from prunevid.calibration.variants import VariantBackend
 from prunevid.calibration.workspace import Workspace
@@ -77,9 +77,10 @@ def measure_sensitivity(
     A mean over the questions about the first calibration videos, through the whole chain, pruned. Layers whose
     quantized weights are in the workspace are measured, and each result is kept there.
     """
+    treatments = recipe.dialects[bundle.manifest.dialect]
     layers = {
-        name: [linear.name for linear in find_linears(load_graph(bundle.file(bundle.manifest.graphs[name].file)))]
-        for name in recipe.treatments
+        name: layers_of(load_graph(bundle.file(bundle.manifest.graphs[name].file)), TREATMENTS[treatment])[0]
+        for name, treatment in treatments.items()
     }
     progress.step("measuring how sensitive each layer is", sum(map(len, layers.values())))
     panel: _Panel | None = None
@@ -102,7 +103,7 @@ def _one_quantized(bundle: Bundle, recipe: Recipe, workspace: Workspace, name: s
     model = load_graph(bundle.file(bundle.manifest.graphs[name].file))
     arrays = WeightStore(workspace, name).tensors(layer)
     loaded = {part: ir.Tensor(np.array(tensor.numpy()), name=tensor.name) for part, tensor in arrays.items()}
-    put_quantized(model, TREATMENTS[recipe.treatments[name]], {layer: loaded})
+    put_quantized(model, TREATMENTS[recipe.dialects[bundle.manifest.dialect][name]], {layer: loaded})
     return model
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,19 @@ from prunevid.calibration.workspace import Workspace
 # Tensors that a runtime maps into memory lie on page boundaries, the small ones between them where they fit.
 _PAGE = 4096
 _WORD = 16
+# Arrays of a layer that belong to its input, and are the same for all layers that share it.
+INPUT_PARTS = ("inverse", "step", "zero")
+
+
+@dataclass(frozen=True)
+class InputScaling:
+    """What is done to an input before products: ``scale`` float32 [K] that it is divided by, None for nothing.
+
+    arrays: what else is kept of it, by names of :data:`INPUT_PARTS`.
+    """
+
+    scale: np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class WeightStore:
@@ -31,27 +45,31 @@ class WeightStore:
         """Whether a layer was quantized before."""
         return self._step(linear.name) in self._workspace
 
-    def quantize(self, linear: Linear, scheme: Scheme, input_scale: np.ndarray | None = None) -> None:
+    def quantize(self, linear: Linear, scheme: Scheme, inputs: InputScaling) -> None:
         """Quantize a layer's matrix, unless that was done before. At most one layer is in memory.
 
-        input_scale float32 [K]: the matrix's rows are multiplied by it, and ``inverse``, what the input is to be
-        multiplied by, is kept beside the scheme's arrays.
+        Where the input is divided by a scale, the matrix's rows are multiplied by it, and ``inverse``, what the input
+        is to be multiplied by, is kept beside the scheme's arrays, in the matrix's float type.
         """
         if self.has(linear):
             return
-        if input_scale is None:
+        if inputs.scale is None:
             quantized = scheme.quantize(linear.weight)
         else:
-            quantized = scheme.quantize(ScaledMatrix(linear.weight, input_scale))
-            quantized["inverse"] = np.float32(1) / input_scale
+            quantized = scheme.quantize(ScaledMatrix(linear.weight, inputs.scale))
+            quantized["inverse"] = (np.float32(1) / inputs.scale).astype(linear.weight.dtype)
+        quantized |= inputs.arrays
         arrays: dict[str, dict[str, object]] = {}
         with self._file.open("r+b") as file:
             file.seek(0, os.SEEK_END)
             for part, array in quantized.items():
                 # What a killed run left behind its last finished layer stays as a gap.
-                file.seek(_padding(file.tell(), array.nbytes), os.SEEK_CUR)
-                arrays[part] = {"dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()}
-                file.write(np.ascontiguousarray(array).data)
+                kind, stored = ir.DataType.from_numpy(array.dtype), _as_stored(array)
+                file.seek(_padding(file.tell(), stored.nbytes), os.SEEK_CUR)
+                arrays[part] = {
+                    "type": kind.name, "shape": list(array.shape), "offset": file.tell(), "bytes": stored.nbytes
+                }  # fmt: skip
+                file.write(stored.data)
             file.flush()
             os.fsync(file.fileno())
         self._workspace.record(self._step(linear.name), arrays)
@@ -62,8 +80,8 @@ class WeightStore:
             part: ir.ExternalTensor(
                 self._file.name,
                 entry["offset"],
-                int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize,
-                ir.DataType.from_numpy(np.dtype(entry["dtype"])),
+                entry["bytes"],
+                ir.DataType[entry["type"]],
                 shape=ir.Shape(entry["shape"]),
                 name=f"{name}.{part}",
                 base_dir=self._file.parent,
@@ -104,6 +122,18 @@ def stored_bytes(model: ir.Model, shared: frozenset[str]) -> int:
     """Bytes that :func:`write_graph` will write for the model's weights."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor) and Path(t.path).name not in shared)
+
+
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    """An array's bytes uint8, as ONNX keeps them: of 4-bit numbers two to a byte, the earlier one in the lower half.
+
+    4-bit arrays have an even last axis.
+    """
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if ir.DataType.from_numpy(array.dtype).bitwidth != 4:
+        return raw
+    packed: np.ndarray = (raw[0::2] & 15) | (raw[1::2] << 4)
+    return packed
 
 
 def _padding(position: int, size: int) -> int:

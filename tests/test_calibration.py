@@ -18,7 +18,7 @@ from prunevid import PruneVidError
 from prunevid.bundle import open_bundle, sha256_of
 from prunevid.calibration.calibrate import Calibrated, Settings, calibrate
 from prunevid.calibration.judge import Replies, divergence, judge
-from prunevid.calibration.linears import find_linears, read_rows
+from prunevid.calibration.linears import find_linears, load_graph, read_rows
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import (
     AskedVideo,
@@ -29,7 +29,7 @@ from prunevid.calibration.questions import (
     split,
 )
 from prunevid.calibration.recipes import RECIPES
-from prunevid.calibration.rewrite import TREATMENTS, load_graph
+from prunevid.calibration.rewrite import TREATMENTS
 from prunevid.calibration.schemes import ArrayMatrix
 from prunevid.calibration.workspace import Workspace
 from prunevid.runtime import load
@@ -85,7 +85,7 @@ def test_the_bundle_is_whole_and_says_what_was_done(quantized: Path, demo_bundle
     assert (said.recipe, bundle.manifest.precision) == (recipe.name, recipe.precision)
     assert said.questions == VIDEOS // 2 * PER_VIDEO
     assert said.agreement >= 0.8
-    for name, treatment in recipe.treatments.items():
+    for name, treatment in recipe.dialects["ort"].items():
         linears = find_linears(load_graph(original.file(f"{name}.onnx")))
         assert said.graphs[name].treatment == TREATMENTS[treatment].text
         assert said.graphs[name].quantized == len(linears) > 0
@@ -109,7 +109,7 @@ def test_what_is_no_linear_layer_stays_as_it_was(quantized: Path, demo_bundle: P
 
 
 def test_the_weights_are_the_originals_quantized(quantized: Path, demo_bundle: Path) -> None:
-    for name, treatment in RECIPES[quantized.name].treatments.items():
+    for name, treatment in RECIPES[quantized.name].dialects["ort"].items():
         scheme = TREATMENTS[treatment].scheme
         values = load_graph(quantized / f"{name}.onnx").graph.initializers
         for linear in find_linears(load_graph(demo_bundle / f"{name}.onnx")):

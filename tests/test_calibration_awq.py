@@ -14,9 +14,9 @@ from prunevid.bundle import open_bundle
 from prunevid.calibration.activations import Activations, input_groups, observe
 from prunevid.calibration.awq import POWERS, ScaledMatrix, candidate_scales, find_scale, output_errors
 from prunevid.calibration.calibrate import Settings, calibrate
-from prunevid.calibration.linears import find_linears, read_rows
+from prunevid.calibration.linears import find_linears, load_graph, read_rows
 from prunevid.calibration.questions import AskedVideo, Question
-from prunevid.calibration.rewrite import TREATMENTS, load_graph
+from prunevid.calibration.rewrite import TREATMENTS
 from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks
 from prunevid.runtime import load
 
@@ -47,7 +47,7 @@ def test_scales_are_found_that_help_where_channels_differ() -> None:
     matrix = RNG.standard_normal((128, 48)).astype(np.float32)
     rows = RNG.standard_normal((64, 128)).astype(np.float32)
     rows[:, ::17] *= 30
-    seen = Activations(np.abs(rows).mean(axis=0), rows)
+    seen = Activations(np.abs(rows).mean(axis=0), rows, np.abs(rows).max(axis=0))
     scales = candidate_scales(seen.magnitude)
     errors = output_errors(ArrayMatrix(matrix), scheme, scales, rows)
     for scale, error in zip(scales, errors, strict=True):

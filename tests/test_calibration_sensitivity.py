@@ -16,10 +16,9 @@ from prunevid import PruneVidError
 from prunevid.calibration import calibrate as calibration
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import ask, divergence
-from prunevid.calibration.linears import find_linears
+from prunevid.calibration.linears import find_linears, load_graph
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Question, split
-from prunevid.calibration.rewrite import load_graph
 from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.runtime import SamplingConfig, load
 

@@ -223,13 +223,16 @@ def report_tuned(made: Tuned) -> str:
 def report(made: Calibrated) -> str:
     """Size, agreement and accuracy before and after, and what was done to each graph, in a few lines."""
     judgement = made.judgement
-    assert made.bundle.manifest.quantization is not None  # it was calibrated
+    manifest = made.bundle.manifest
+    assert manifest.quantization is not None  # it was calibrated
     lines = [f"{made.bundle.path}: {made.size_before / 1e6:,.1f} MB -> {made.size_after / 1e6:,.1f} MB"]
-    for name, graph in made.bundle.manifest.quantization.graphs.items():
+    for name, graph in manifest.quantization.graphs.items():
         stay = f", {len(graph.float_layers)} in float" if graph.float_layers else ""
         lines.append(f"  {name}: {graph.quantized} layers in {graph.treatment}{stay}")
     if made.bundle.manifest.quantization.kv_cache:
         lines.append(f"  KV cache: {made.bundle.manifest.quantization.kv_cache}")
+    if manifest.float_type in RECIPES[manifest.quantization.recipe].simulated:
+        lines.append(f"  judged on this CPU with {manifest.precision} simulated in float")
     lines.append(f"  held-out questions: {judgement.questions}, same answer: {judgement.agreement:.1%}")
     lines.append(
         f"  KL of the first token: mean {judgement.divergence:.4f}, largest {judgement.largest_divergence:.4f} nats"

@@ -18,9 +18,9 @@ import onnxruntime as ort
 from onnx_ir.tape import Tape
 
 from prunevid.bundle import Bundle, GraphSpec
+from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import Progress
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.rewrite import load_graph
 from prunevid.calibration.variants import VariantBackend
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError

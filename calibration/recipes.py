@@ -10,13 +10,15 @@ class Recipe:
     """A way to quantize a bundle.
 
     precision: what the manifest will call the result; dialects: by the dialect of a bundle and by graph, the name of
-    what is done to its linear layers (:mod:`prunevid.calibration.rewrite`); summary: for help.
+    what is done to its linear layers (:mod:`prunevid.calibration.rewrite`); summary: for help; simulated: float types
+    of bundles whose quantized products ONNX Runtime on the CPU computes in float, on the rounded numbers.
     """
 
     name: str
     precision: str
     dialects: dict[str, dict[str, str]]
     summary: str
+    simulated: tuple[str, ...] = ()
 
 
 KV_CACHES = ("float", "int8")
@@ -54,12 +56,14 @@ RECIPES = {
             "int8",
             {"portable": dict.fromkeys(_ALL, "int8-qdq")},
             "int8 weights and activations, smoothed, for TensorRT",
+            simulated=("fp16",),
         ),
         Recipe(
             "fp8-qdq",
             "fp8",
             {"portable": dict.fromkeys(_ALL, "fp8-qdq")},
             "8-bit floating-point weights and activations, smoothed, for TensorRT on Ada, Hopper and Thor",
+            simulated=("fp32", "fp16"),
         ),
     )
 }

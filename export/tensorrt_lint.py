@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import onnx
 from onnx import inliner, shape_inference
+from onnx.external_data_helper import uses_external_data
 
 from prunevid.bundle import GraphSpec
 from prunevid.errors import PruneVidError
@@ -116,6 +118,10 @@ def _opset_findings(model: onnx.ModelProto, release: tuple[int, int]) -> Iterato
     for opset in model.opset_import:
         if opset.domain in _ONNX_DOMAINS and not _OLDEST_OPSET <= opset.version <= newest:
             yield Finding(model.graph.name, "opset", f"is {opset.version}: {_OLDEST_OPSET} to {newest} are taken")
+        for node in model.graph.node:
+            since, known = table.CHANGED.get(node.op_type, (0, release))
+            if opset.domain in _ONNX_DOMAINS and opset.version >= since and release < known:
+                yield Finding(node.name, node.op_type, f"changed in opset {since}, which is not known yet")
 
 
 @dataclass
@@ -184,6 +190,8 @@ class _Rules:
             yield "only its first output is taken"
         if node.op_type == "TopK":
             yield from _topk_findings(node, scope)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            yield from _quantization_findings(node, scope)
 
     def _constant_findings(self, node: onnx.NodeProto, scope: _Scope) -> Iterator[str]:
         needed = table.CONSTANT_INPUTS.get(node.op_type, ())
@@ -218,6 +226,28 @@ def _attribute_findings(node: onnx.NodeProto) -> Iterator[str]:
     for name in table.REFUSED_ATTRIBUTES.get(node.op_type, ()):
         if name in given:
             yield f"its attribute {name} is not taken"
+
+
+def _quantization_findings(node: onnx.NodeProto, scope: _Scope) -> Iterator[str]:
+    """Zero points are zero; codes are int8, int4 or float8; int4 comes in blocks, with pairs of columns in a byte."""
+    zero = scope.constants.get(node.input[2]) if len(node.input) > 2 else None
+    if zero is not None and not uses_external_data(zero) and onnx.numpy_helper.to_array(zero).astype(np.float32).any():
+        yield "its zero point must be zero"
+    codes = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
+    kind = scope.types.get(codes, "")
+    if kind not in ("int8", "int4", "float8_e4m3fn"):
+        yield f"its codes are {kind or 'of unknown type'}: int8, int4 and float8_e4m3fn are taken"
+    if kind != "int4":
+        return
+    dims, blocks = scope.dims.get(codes, []), scope.dims.get(node.input[1], [])
+    if len(dims) != len(blocks) or None in dims or None in blocks:
+        yield "int4 must have a scale per block"
+        return
+    sizes = [size / count for size, count in zip(dims, blocks, strict=True) if size and count and size != count]
+    if len(sizes) != 1 or sizes[0] not in table.INT4_BLOCKS:
+        yield f"int4 blocks must be of {' or '.join(map(str, table.INT4_BLOCKS))} weights along one axis"
+    if (dims[-1] or 0) % 2:
+        yield "int4 needs an even last dimension"
 
 
 def _topk_findings(node: onnx.NodeProto, scope: _Scope) -> Iterator[str]:

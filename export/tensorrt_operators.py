@@ -80,8 +80,15 @@ FROM_CODE: dict[str, tuple[str, str]] = {
     ),
 }
 
-# Newest opset, from the release on in whose table it stands.
-_OPSETS = {(10, 3): 20, (10, 14): 24}
+# Newest opset, from the release on in whose table it stands; but 21 where the oldest table says 20: the code at 10.1
+# refuses no opset (importModel in ModelImporter.cpp), has its INT4 weights, and takes blocks from the scale's shape
+# (QuantDequantLinearHelper in onnxOpImporters.cpp). What else came with 21 are types, and another GroupNormalization.
+_OPSETS = {(10, 3): 21, (10, 14): 24}
+# Operators that mean something else from an opset on than releases before another one know.
+CHANGED = {"GroupNormalization": (21, (10, 14))}
+
+# Sizes of the blocks that int4 weights can have (TensorRT's page "Quantization Schemes").
+INT4_BLOCKS = (64, 128)
 
 # Inputs that must be constants when the engine is built, by operator and number of the input.
 CONSTANT_INPUTS: dict[str, tuple[int, ...]] = {

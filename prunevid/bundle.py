@@ -127,6 +127,11 @@ class Manifest:
         """Element type of the KV cache, as the graphs declare it, in NumPy's words."""
         return next(tensor.dtype for tensor in self.graphs["llm_pre"].inputs if tensor.name.startswith("past_key."))
 
+    @property
+    def float_type(self) -> str:
+        """``fp32`` or ``fp16``: the type of all that is not quantized, whatever ``precision`` says of the weights."""
+        return "fp16" if self.embeddings.dtype == "float16" else "fp32"
+
 
 @dataclass(frozen=True)
 class Bundle:

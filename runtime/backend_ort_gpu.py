@@ -34,7 +34,7 @@ class OrtCudaBackend:
     def __init__(self, bundle: Bundle, threads: int | None = None, *, cuda: Cuda | None = None) -> None:
         _check_provider(_CUDA)
         manifest = bundle.manifest
-        if manifest.quantization is not None:
+        if manifest.quantization is not None and manifest.dialect == "ort":
             raise PruneVidError(
                 f"{bundle.path} was quantized for CPUs ({manifest.quantization.recipe}): "
                 "run it with --backend ort-cpu, or take the bundle that it was made of"
@@ -134,7 +134,7 @@ def _tensorrt_options(bundle: Bundle, name: str, stream: int) -> dict[str, str]:
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
         "trt_engine_cache_prefix": name,
-        "trt_fp16_enable": "1" if bundle.manifest.precision == "fp16" else "0",
+        "trt_fp16_enable": "1" if bundle.manifest.float_type == "fp16" else "0",
         **{f"trt_profile_{corner}_shapes": shapes for corner, shapes in ranges.items()},
     }
 

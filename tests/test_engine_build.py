@@ -244,6 +244,14 @@ def test_half_precision_is_exported_and_not_made_here(path: Path) -> None:
         run_build(path, StandIn(), fp16=True)
 
 
+def test_float8_is_refused_where_the_gpu_has_none(path: Path) -> None:
+    bundles.write_manifest(path, dataclasses.replace(open_bundle(path).manifest, precision="fp8"))
+    with pytest.raises(PruneVidError, match=r"compute capability 8\.7, and float8 needs 8\.9.*int8-qdq or int4-awq"):
+        run_build(path, StandIn())
+    for capability in ("8.9", "9.0", "11.0"):
+        run_build(path, StandIn(dataclasses.replace(ORIN, compute_capability=capability)))
+
+
 @pytest.mark.parametrize(
     ("name", "device", "sentence"),
     [

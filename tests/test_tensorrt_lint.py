@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -171,7 +172,8 @@ def test_outputs_and_attributes_that_are_not_taken() -> None:
 
 def test_opsets() -> None:
     node = helper.make_node("Neg", ["x"], ["y"])
-    for opset, release, parses in ((21, "10.13", False), (21, "10.16", True), (20, "10.3", True), (25, "11.1", False)):
+    taken = [(21, "10.13"), (21, "10.3"), (20, "10.3"), (24, "10.16")]
+    for opset, release, parses in (*((*one, True) for one in taken), (22, "10.13", False), (25, "11.1", False)):
         assert (unsupported(make_model([node], FLOATS, ["y"], opset=opset), release) == []) == parses
 
 
@@ -192,3 +194,50 @@ def test_later_releases_only_add() -> None:
 def test_the_plugins_are_the_operators_of_the_graphs() -> None:
     bodies = (operators.dpc_knn(20, 7), operators.refine_segments(20), operators.group_topk(20))
     assert {(body.domain, body.name) for body in bodies} == plugins.OPERATORS
+
+
+@pytest.mark.parametrize(
+    ("dims", "blocks", "why"),
+    [
+        ([256, 4], [2, 4], None),
+        ([192, 4], [3, 4], None),
+        ([256, 4], [8, 4], "blocks must be of 64 or 128"),
+        ([256, 4], [2, 2], "blocks must be of 64 or 128"),
+        ([256, 3], [2, 3], "an even last dimension"),
+        ([256, 4], [4], "a scale per block"),
+    ],
+)
+def test_int4_weights_must_have_blocks(dims: list[int], blocks: list[int], why: str | None) -> None:
+    size = {"axis": 0} if len(blocks) > 1 else {"axis": 1}
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["y"], name="it", **size)
+    count, scales = dims[0] * dims[1], helper.make_tensor("s", TensorProto.FLOAT, blocks, [1.0] * int(np.prod(blocks)))
+    codes = helper.make_tensor("w", TensorProto.INT4, dims, [1] * count)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, dims)
+    graph = helper.make_graph([node], "example", [], [output], [codes, scales])
+    found = unsupported(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), "10.13")
+    assert [finding.why for finding in found if why is None or why in finding.why] == [f.why for f in found]
+    assert bool(found) == (why is not None)
+
+
+def test_zero_points_are_zero_and_codes_signed() -> None:
+    for kind, zero, refused in (
+        (TensorProto.INT8, 0, False),
+        (TensorProto.INT8, 3, True),
+        (TensorProto.UINT8, 0, True),
+    ):
+        tensors = [helper.make_tensor("z", kind, [], [zero]), helper.make_tensor("s", TensorProto.FLOAT, [], [1.0])]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ]
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
+        graph = helper.make_graph(nodes, "example", [x], [y], tensors)
+        found = unsupported(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), "10.3")
+        assert bool(found) == refused
+
+
+def test_group_normalization_of_opset_21_waits_for_its_release() -> None:
+    node = helper.make_node("GroupNormalization", ["x", "x", "x"], ["y"], name="it", num_groups=2)
+    for opset, release, parses in ((20, "10.3", True), (21, "10.13", False), (21, "10.14", True)):
+        found = [finding.why for finding in unsupported(make_model([node], FLOATS, ["y"], opset=opset), release)]
+        assert ("changed in opset 21, which is not known yet" not in found) == parses

@@ -22,7 +22,7 @@ from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.profiles import TEXT, Limits, Profile, largest_sizes, limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser
-from prunevid.export.engine.targets import LOCAL, check_target
+from prunevid.export.engine.targets import LOCAL, check_precision, check_target
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def build(
     settings = settings or BuildSettings()
     here, release = toolkit.device(), release_of(toolkit.version)
     check_target(device, here, release)
+    check_precision(opened.manifest.precision, here)
     if plugins.available(release):
         plugins.check_limits(opened.manifest, limits)
         toolkit.register_plugins()
@@ -95,9 +96,9 @@ def _check_bundle(bundle: Bundle, fp16: bool) -> None:
             f"{bundle.path} is written in the {manifest.dialect!r} dialect, whose operators TensorRT does not have: "
             "export it with --dialect portable"
         )
-    if fp16 and manifest.precision != "fp16":
+    if fp16 and manifest.float_type != "fp16":
         raise PruneVidError(
-            f"{bundle.path} is in {manifest.precision}, and engines compute in the types of their graphs: "
+            f"{bundle.path} is in {manifest.float_type}, and engines compute in the types of their graphs: "
             "export it with --precision fp16"
         )
 

@@ -82,7 +82,7 @@ def compare(
         raise PruneVidError(f"{graph} cannot be run under the profile {profile}: {reason}") from error
     found, expected = (iterations[0] for _, iterations in results.items())
     specs = manifest.graphs[graph].outputs
-    allowed = {spec.name: _allowed(spec, expected[spec.name], manifest.precision) for spec in specs}
+    allowed = {spec.name: _allowed(spec, expected[spec.name], manifest.float_type) for spec in specs}
     function = SimpleCompareFunc(rtol=0.0, atol=allowed, check_error_stat="max")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore"):
         accuracy = Comparator.compare_accuracy(results, compare_func=function)

@@ -37,6 +37,20 @@ TARGETS = {
 }
 
 
+# The first GPUs that multiply in float8: Ada. Source: TensorRT's page "Working with Quantized Types".
+_FLOAT8_SINCE = (8, 9)
+
+
+def check_precision(precision: str, here: EngineDevice) -> None:
+    """Raise PruneVidError where the GPU at hand cannot compute in a bundle's precision."""
+    major, _, minor = here.compute_capability.partition(".")
+    if precision == "fp8" and (int(major), int(minor)) < _FLOAT8_SINCE:
+        raise PruneVidError(
+            f"{here.gpu} has compute capability {here.compute_capability}, and float8 needs 8.9 (Ada, Hopper, Thor): "
+            "calibrate the bundle by int8-qdq or int4-awq instead"
+        )
+
+
 def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> None:
     """Raise PruneVidError where the machine at hand is not the device ``name``, or its TensorRT is too old.
 

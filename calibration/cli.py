@@ -229,8 +229,8 @@ def report(made: Calibrated) -> str:
     for name, graph in manifest.quantization.graphs.items():
         stay = f", {len(graph.float_layers)} in float" if graph.float_layers else ""
         lines.append(f"  {name}: {graph.quantized} layers in {graph.treatment}{stay}")
-    if made.bundle.manifest.quantization.kv_cache:
-        lines.append(f"  KV cache: {made.bundle.manifest.quantization.kv_cache}")
+    if manifest.quantization.kv_cache:
+        lines.append(f"  KV cache: {manifest.quantization.kv_cache}")
     if manifest.float_type in RECIPES[manifest.quantization.recipe].simulated:
         lines.append(f"  judged on this CPU with {manifest.precision} simulated in float")
     lines.append(f"  held-out questions: {judgement.questions}, same answer: {judgement.agreement:.1%}")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.latency --output benchmarks/results/latency-cpu.json
 
-LLaVA-OneVision-0.5B's real shape, two threads, fp32 but for one peer. Peers: transformers (sdpa), transformers with the
+LLaVA-OneVision-0.5B's real shape, two threads, fp32 where nothing else is said. Peers: transformers (sdpa), the
 method in eager PyTorch, and for the language model alone onnxruntime-genai's own decoder in fp32 and in int4
 (`pip install onnxruntime-genai`, or leave it out with --systems). The systems take turns within every round, so that a
 drifting machine slows all of them alike; the chain has a process for each of its rows, since ONNX Runtime keeps the
@@ -17,6 +17,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,11 +32,12 @@ from benchmarks.systems import QUESTION, Chain, System, Transformers
 
 @dataclass(frozen=True)
 class Row:
-    """A system of the table: the process that it runs in, whether it prunes, and whether it is a decoder alone."""
+    """A system of the table: its process, whether it prunes or is a decoder alone, and what quantized its bundle."""
 
     process: str
     pruned: bool = False
     decoder_only: bool = False
+    recipe: str | None = None
 
 
 ROWS = {
@@ -45,12 +47,17 @@ ROWS = {
     "onnxruntime-genai int4": Row("genai int4", decoder_only=True),
     "chain unpruned": Row("chain unpruned"),
     "chain pruned": Row("chain pruned", pruned=True),
+    "chain pruned, cpu-int8": Row("chain pruned cpu-int8", pruned=True, recipe="cpu-int8"),
+    "chain pruned, cpu-int4": Row("chain pruned cpu-int4", pruned=True, recipe="cpu-int4"),
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: the rows, a bundle, frames, rounds, decode steps a round, threads, a folder for builds."""
+    """What to measure: the rows, a bundle, frames, rounds, decode steps a round, threads, a folder for builds.
+
+    quantized: by recipe, the bundles made from ``bundle``.
+    """
 
     systems: tuple[str, ...]
     bundle: str
@@ -59,15 +66,33 @@ class Plan:
     steps: int
     threads: int
     folder: str
+    quantized: dict[str, str]
 
 
 def _make(process: str, plan: Plan) -> System:
     if process == "transformers":
         return Transformers(plan.bundle, plan.frames, plan.threads)
     if process.startswith("chain"):
-        return Chain(plan.bundle, plan.frames, plan.threads)
+        return Chain(plan.quantized.get(process.split()[-1], plan.bundle), plan.frames, plan.threads)
     model = genai.build(plan.bundle, Path(plan.folder), process.removeprefix("genai "))
     return genai.GenAi(model, _prompt_rows(plan), _vocabulary(plan.bundle), plan.threads)
+
+
+def quantized_bundles(systems: Sequence[str], bundle: str, folder: Path) -> dict[str, str]:
+    """The bundle, quantized for every system that wants it so, by recipe; those in the folder from before stay."""
+    from prunevid.bundle import open_bundle
+    from prunevid.calibration.calibrate import Settings, quantize
+    from prunevid.calibration.progress import PlainLines
+    from prunevid.calibration.questions import Split
+    from prunevid.calibration.workspace import Workspace
+
+    made = {}
+    for recipe in dict.fromkeys(recipe for system in systems if (recipe := ROWS[system].recipe)):
+        workspace = Workspace(folder / recipe, f"{bundle} {recipe}")
+        source = open_bundle(bundle, verify=False)
+        # Neither recipe looks at activations, so no videos are needed.
+        made[recipe] = str(quantize(source, Split((), ()), Settings(recipe), workspace, PlainLines()).path)
+    return made
 
 
 def _prompt_rows(plan: Plan) -> int:
@@ -186,7 +211,7 @@ def _tokens(results: dict[str, dict[str, Any]]) -> list[str]:
 def _ratios(results: dict[str, dict[str, Any]]) -> list[str]:
     """How many times as long every other system takes as each row of the chain."""
     lines = []
-    for ours in ("chain unpruned", "chain pruned"):
+    for ours in (system for system in ROWS if system.startswith("chain")):
         if ours not in results:
             continue
         lines += [f"| time over {ours} | LLM prefill | decode | first token |", "|---|---|---|---|"]
@@ -221,7 +246,8 @@ def main() -> None:
 
             path = Path(folder) / "bundle"
             bundle = str(path if path.exists() else export(args.model, path, random_weights=True).path)
-        plan = Plan(tuple(args.systems), bundle, args.frames, args.rounds, args.steps, args.threads, folder)
+        made = quantized_bundles(args.systems, bundle, Path(folder))
+        plan = Plan(tuple(args.systems), bundle, args.frames, args.rounds, args.steps, args.threads, folder, made)
         results = measure(plan)
     report = {
         "model": args.model,

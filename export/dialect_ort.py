@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from prunevid.cost import DecoderShape
 from prunevid.export.dialects import Attended, Rope, add_output
+from prunevid.export.vision_attention import MULTI_HEAD
 
 _CONTRIB = "com.microsoft"
 
@@ -34,6 +35,7 @@ class OrtDialect:
 
     opset: int = 21
     domains: tuple[str, ...] = (_CONTRIB,)
+    tower_attention: str = MULTI_HEAD
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """See :class:`prunevid.export.dialects.Dialect`; computes in float32 whatever the dtype of x."""

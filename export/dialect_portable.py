@@ -24,6 +24,7 @@ class PortableDialect:
 
     opset: int = 20
     domains: tuple[str, ...] = ()
+    tower_attention: str = "sdpa"
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """See :class:`prunevid.export.dialects.Dialect`; computes in float32 whatever the dtype of x."""

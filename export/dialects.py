@@ -44,6 +44,11 @@ class Dialect(Protocol):
         """Operator domains beyond ONNX's own."""
         ...
 
+    @property
+    def tower_attention(self) -> str:
+        """Transformers' name for how the vision tower's attention is traced."""
+        ...
+
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         """RMS norm of x over its last axis, times weight."""
         ...

@@ -123,7 +123,7 @@ def _write(
     empty = llava_onevision.empty_model(config)
     weights = _weights(source, empty, dtype)
     decoder = llava_onevision.decoder_spec(config)
-    vision = llava_onevision.vision_spec(config, empty, dtype)
+    vision = llava_onevision.vision_spec(config, empty, dtype, dialect.tower_attention)
     shape = decoder.shape
 
     table = [weights.tensor(llava_onevision.EMBEDDINGS), _newline(weights, shape.hidden_size)]

@@ -16,6 +16,7 @@ from prunevid.cost import DecoderShape, VisionShape
 from prunevid.errors import PruneVidError
 from prunevid.export.decoder import DecoderSpec
 from prunevid.export.vision import VisionSpec, hollow
+from prunevid.export.vision_attention import use_attention
 
 FAMILY = "llava_onevision"
 IMAGE_NEWLINE = "model.image_newline"
@@ -77,8 +78,12 @@ def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if ".post_layernorm." not in name}
 
 
-def vision_spec(config: Any, model: Any, dtype: ir.DataType) -> VisionSpec:
-    """The encoder to trace: tower, projector and pooling of the transformers model itself."""
+def vision_spec(config: Any, model: Any, dtype: ir.DataType, attention: str) -> VisionSpec:
+    """The encoder to trace: tower, projector and pooling of the transformers model itself.
+
+    attention: transformers' name for how the tower attends.
+    """
+    use_attention(model.model.vision_tower, attention)
     side = config.vision_config.image_size // config.vision_config.patch_size
     return VisionSpec(
         encoder=_encoder(config, model, dtype),

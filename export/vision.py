@@ -23,7 +23,7 @@ from prunevid.export.checkpoint import Weights
 from prunevid.export.dialects import add_output
 from prunevid.export.merge import MergeSettings, merge
 
-# Plain operators: the tower and the merge are the same in both dialects.
+# The merge, and the tower but for its attention, are plain operators in both dialects.
 _OPSET = 20
 # Bytes up to which constants are folded: shapes and scales, not weights.
 _FOLD_LIMIT = 1024

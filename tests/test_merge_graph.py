@@ -195,6 +195,20 @@ def test_features_equal_transformers_and_merge_equals_the_reference(
     assert_same_merge(as_merged(found), merge_tokens(found["features"], config), TOLERANCE)
 
 
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_attention_of_the_tower_is_fused_for_onnxruntime_alone(
+    tiny_bundle: Callable[[str, str], Path], tiny_model: Callable[[str], Any], dialect: str
+) -> None:
+    file = tiny_bundle("qwen2", dialect) / "vision_merge.onnx"
+    fused = [node for node in ir.load(file).graph if node.op_type == "MultiHeadAttention"]
+    layers = tiny_model("qwen2").config.vision_config.num_hidden_layers
+    assert len(fused) == (layers if dialect == "ort" else 0)
+    pixels = pixel_values(render_frames(5, TINY["qwen2"].image_size, seed=5))
+    none = np.zeros((0, TINY["qwen2"].tokens_per_frame, 64), np.float32)
+    found = run_vision(cpu_session(str(file)), pixels, none, PruneConfig())
+    np.testing.assert_allclose(found["features"], video_features(tiny_model("qwen2"), pixels), atol=1e-4)
+
+
 @pytest.mark.parametrize("past", [1, 5, 9, 10])
 def test_features_of_earlier_frames_count_like_frames(vision: ort.InferenceSession, past: int) -> None:
     size, patches = TINY["qwen2"].image_size, TINY["qwen2"].tokens_per_frame

@@ -1,7 +1,7 @@
-"""All figures of the README and of docs/benchmarks.md in one go: `python -m benchmarks`.
+"""The figures of the README, docs/benchmarks.md and docs/calibrate.md in one go: `python -m benchmarks`.
 
-Each measurement runs in a process of its own, prints its table and writes its JSON to benchmarks/results/. Takes about
-25 minutes on two cores that do nothing else; onnxruntime-genai has to be installed beside the project.
+Each measurement runs in a process of its own, prints its table and writes its JSON to benchmarks/results/. Takes
+more than half an hour on two cores that do nothing else; onnxruntime-genai has to be installed beside the project.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ MEASUREMENTS = {
     "latency": "latency-cpu.json",
     "profile_overhead": "profile-overhead.json",
     "accuracy": "accuracy-demo.json",
+    "calibration": "calibration-demo.json",
+    "tuning": "tuning-demo.json",
 }
 
 

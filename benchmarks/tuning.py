@@ -60,9 +60,8 @@ def measure(videos: int) -> dict[str, Any]:
         ]
         for number, budget in enumerate(BUDGETS):
             settings = TuneSettings(budget, Grid(), force=True, max_new_tokens=6)
-            made: Tuned = tune(
-                bundles, asked, folder / f"tuned-{number}", settings, PlainLines(), folder / "front.json"
-            )
+            output = folder / f"tuned-{number}"
+            made: Tuned = tune(bundles, asked, output, settings, PlainLines(), fronts.append)
             rows[str(budget)] = {what: figures(getattr(made, what)) for what in ("unpruned", "present", "chosen")}
     return {"videos": videos, "budgets": rows, "front": fronts[0]}
 
@@ -104,7 +103,7 @@ def main() -> None:
     result = measure(args.videos)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
+        args.output.write_text(json.dumps({"machine": describe(), **result}) + "\n")
     if args.picture:
         args.picture.write_bytes(draw_png(result["front"]))
     print(table(result))

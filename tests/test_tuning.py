@@ -247,11 +247,29 @@ def test_budgets_that_cannot_be_kept_name_the_nearest(demo_bundle: Path, questio
     assert not any(entry["chosen"] for entry in json.loads((tmp_path / "a.json").read_text())["settings"])
     assert Image.open(tmp_path / "a.png").size == (1800, 940)
     assert not (tmp_path / "out").exists()
-    status, printed, said = prunevid(*common, "--min-agreement", "0.5")
+    status, _, said = prunevid(*common, "--max-ttft-ms", "0.01")
+    assert status == 2
+    assert "no setting that was tried keeps --max-ttft-ms 0.01" in said
+    assert re.search(r"the nearest is .*first token after \d", said)
+    status, printed, said = prunevid(*common, "--max-ttft-ms", "1e9", "--min-agreement", "0.5")
     assert status == 0, said
     assert "going on" in said
     assert "held-out questions" in printed
-    assert open_bundle(tmp_path / "out").manifest.tuning is not None
+    tuning = open_bundle(tmp_path / "out").manifest.tuning
+    assert tuning is not None
+    assert (tuning.max_ttft_ms, tuning.min_agreement) == (1e9, 0.5)
+
+
+def test_what_does_too_little_on_held_out_questions_is_written_by_force_alone(
+    demo_bundle: Path, questions: Path, tmp_path: Path
+) -> None:
+    settings = TuneSettings(Budget(max_tokens=0.1), GRID, least_held_out=1.01)  # more than any setting can do
+    with pytest.raises(PruneVidError, match="does too little: .* nothing was written"):
+        tune([demo_bundle], read_questions(questions), tmp_path / "out", settings)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.calibration"]
+    made = tune([demo_bundle], read_questions(questions), tmp_path / "out", replace(settings, force=True))
+    assert made.bundle.manifest.prune == made.chosen.candidate.prune
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_does_not_go_together_is_refused(

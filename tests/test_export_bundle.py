@@ -98,7 +98,7 @@ def test_graphs_are_as_the_manifest_says(tiny_bundle: Callable[[str, str], Path]
     wanted = {"vision_merge": {"DpcKnn", "RefineSegments"}, "select": {"GroupTopK"}}.get(name, set())
     assert functions == {("prunevid", operator) for operator in wanted}
     domains = {node.domain for node in model.graph.node}
-    assert ("com.microsoft" in domains) == (dialect == "ort" and name.startswith("llm"))
+    assert ("com.microsoft" in domains) == (dialect == "ort" and name != "select")
     assert all(entry.version <= (21 if dialect == "ort" else 20) for entry in model.opset_import if not entry.domain)
 
 

@@ -25,6 +25,7 @@ from demo import world
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import divergence
 from prunevid.calibration.progress import Silent
+from prunevid.calibration.qdq import BlockInt4Qdq
 from prunevid.calibration.questions import AskedVideo, Question
 from prunevid.calibration.recipes import RECIPES, Recipe
 from prunevid.calibration.rewrite import TREATMENTS, BlockInt4
@@ -39,11 +40,18 @@ _FIRST_CALIBRATION, _FIRST_HELD_OUT = 0, 20_000
 
 # What int4-awq is held against: the same blocks without its scales. No recipe of the product: known here only.
 _ROUNDED = Recipe(
-    "int4, rounded to nearest",
+    "int4, rounded",
     "int4",
-    {"ort": {"vision_merge": "dynamic-int8", "llm_pre": "int4-block128", "llm_post": "int4-block128"}},
+    {
+        "ort": {"vision_merge": "dynamic-int8", "llm_pre": "int4-block128", "llm_post": "int4-block128"},
+        "portable": {"vision_merge": "int8-qdq", "llm_pre": "int4-block128-qdq", "llm_post": "int4-block128-qdq"},
+    },
     "as int4-awq, weights not scaled",
 )
+_ROUNDING = {
+    "int4-block128": BlockInt4(Int4Blocks(128)),
+    "int4-block128-qdq": BlockInt4Qdq(activation_aware=False),
+}
 
 
 def calibration_videos(folder: Path) -> list[AskedVideo]:
@@ -95,7 +103,7 @@ def measure(questions: int) -> dict[str, Any]:
         videos = calibration_videos(videos_folder)
         bundles = {"fp32": export("demo", folder / "demo-ort")}
         RECIPES[_ROUNDED.name] = _ROUNDED
-        TREATMENTS["int4-block128"] = BlockInt4(Int4Blocks(128))
+        TREATMENTS.update(_ROUNDING)
         for recipe in RECIPES.values():
             for dialect in recipe.dialects:
                 called = recipe.name if len(recipe.dialects) == 1 else f"{recipe.name} ({dialect})"

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunevid.calibration.activations import Activations
 from prunevid.calibration.schemes import ArrayMatrix, Block, Matrix, Scheme
+from prunevid.calibration.watched import MOMENT_BLOCK
 
 POWERS = np.linspace(0, 1, 11)
 """Powers that are tried; 0 is no scaling."""
@@ -64,21 +65,33 @@ def invertible(scales: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return held
 
 
-def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Sum of squared changes of ``rows`` [n, K] times the matrix, quantized with each of ``scales`` [S, K]; [S]."""
+def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Mean squared change [S] of a row times the matrix, quantized with each of ``scales`` [S, K].
+
+    With E the change of the matrix and ``moments`` float32 [ceil(K / 128), 128, 128] the mean of x x^T by blocks of 128
+    channels (:class:`prunevid.calibration.activations.Activations`), it is the sum of tr(E_b^T M_b E_b): what all rows
+    say, not a sample of them. Rounding in one block does not depend on another's, so that products across blocks,
+    which are left out, are zero in the mean.
+    """
     errors = np.zeros(len(scales))
     for panel in matrix.panels():
         for index, scale in enumerate(scales):
             by_input = scale[:, None]
             arrays = scheme.quantize(ArrayMatrix(panel * by_input, matrix.dtype))
-            restored = scheme.dequantize(arrays, len(panel)) / by_input
-            errors[index] += np.square(rows @ (restored - panel)).sum(dtype=np.float64)
+            change = _in_blocks(scheme.dequantize(arrays, len(panel)) / by_input - panel)
+            errors[index] += np.vdot(change, moments @ change)
     return errors
 
 
 def find_scale(matrices: Sequence[Matrix], scheme: Scheme, activations: Activations) -> np.ndarray:
     """The scale float32 [K] for layers that share an input, by which their outputs change least in all."""
     scales = invertible(candidate_scales(activations.magnitude), matrices[0].dtype)
-    errors = sum(output_errors(matrix, scheme, scales, activations.rows) for matrix in matrices)
+    errors = sum(output_errors(matrix, scheme, scales, activations.moments) for matrix in matrices)
     best: np.ndarray = scales[int(np.argmin(errors))]
     return best
+
+
+def _in_blocks(rows: np.ndarray) -> np.ndarray:
+    """[K, n] as [ceil(K / 128), 128, n], with zeros beyond K."""
+    whole = np.pad(rows, ((0, -len(rows) % MOMENT_BLOCK), (0, 0)))
+    return whole.reshape(-1, MOMENT_BLOCK, rows.shape[1])

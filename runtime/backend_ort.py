@@ -100,6 +100,9 @@ def session_options(threads: int | None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Warnings of ONNX Runtime are about its own graph rewriting; errors come as exceptions.
     options.log_severity_level = 3
+    # Of int4 weights in Q/DQ and a product ONNX Runtime makes MatMulNBits, which by default quantizes activations too;
+    # in the graph they are floats, and TensorRT has them as floats. 1 is float32.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return options
 
 

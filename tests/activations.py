@@ -1,0 +1,15 @@
+"""What an observed layer would say of given rows, in plain NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunevid.calibration.activations import Activations
+
+
+def activations_of(rows: np.ndarray) -> Activations:
+    """Of rows float32 [n, K], as observation tells of them; all rows are its sample."""
+    whole = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 128)))
+    blocks = np.split(whole, whole.shape[1] // 128, axis=1)
+    moments = np.stack([block.T @ block / np.float32(len(rows)) for block in blocks])
+    return Activations(np.abs(rows).mean(axis=0), rows, np.abs(rows).max(axis=0), moments)

@@ -16,10 +16,9 @@ from videos import write_video
 from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle, sha256_of
-from prunevid.calibration.calibrate import Calibrated, Settings, calibrate
+from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import Replies, divergence, judge
 from prunevid.calibration.linears import find_linears, load_graph, read_rows
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import (
     AskedVideo,
     Question,
@@ -31,7 +30,6 @@ from prunevid.calibration.questions import (
 from prunevid.calibration.recipes import RECIPES
 from prunevid.calibration.rewrite import TREATMENTS
 from prunevid.calibration.schemes import ArrayMatrix
-from prunevid.calibration.workspace import Workspace
 from prunevid.runtime import load
 
 ROOT = Path(__file__).parents[1]
@@ -185,77 +183,6 @@ def test_videos_to_judge_by_are_never_calibrated_on() -> None:
     assert {*parts.calibration, *parts.held_out} == set(videos)
     assert not {*parts.calibration} & {*parts.held_out}
     assert split(videos) == parts
-
-
-# --- what is resumed -----------------------------------------------------------------------------------------
-
-
-class Killed(Silent):
-    """Ends a run as Ctrl-C does, when a step has advanced so often."""
-
-    def __init__(self, step: str, after: int) -> None:
-        self.at, self.left, self.current = step, after, ""
-        self.told: list[str] = []
-
-    def step(self, what: str, total: float) -> None:
-        self.current = what
-
-    def advance(self, units: float = 1) -> None:
-        self.left -= self.current == self.at
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-    def tell(self, line: str) -> None:
-        self.told.append(line)
-
-
-@pytest.fixture(scope="module")
-def at_once(demo_bundle: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
-    """A run that nothing interrupts."""
-    output = tmp_path_factory.mktemp("whole") / "out"
-    return calibrate(demo_bundle, read_questions(questions), output, Settings("cpu-int8", min_agreement=0.5))
-
-
-@pytest.mark.parametrize("step", ["quantizing llm_pre", "writing llm_post", "asking the quantized bundle"])
-def test_a_killed_run_goes_on(
-    step: str,
-    demo_bundle: Path,
-    questions: Path,
-    at_once: Calibrated,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    videos, output, settings = read_questions(questions), tmp_path / "out", Settings("cpu-int8", min_agreement=0.5)
-    with pytest.raises(KeyboardInterrupt):
-        calibrate(demo_bundle, videos, output, settings, Killed(step, 2))
-    assert not output.exists()
-    workspace = tmp_path / ".out.calibration"
-    done = [json.loads(line)["step"] for line in (workspace / "journal.jsonl").read_text().splitlines()[1:]]
-    assert done
-    # A line that was being written when the power went.
-    with (workspace / "journal.jsonl").open("a") as journal:
-        journal.write('{"step": "quantize llm_p')
-    recorded: list[str] = []
-    record = Workspace.record
-    monkeypatch.setattr(Workspace, "record", lambda self, s, result: (recorded.append(s), record(self, s, result))[1])
-    watching = Killed("", 0)
-    made = calibrate(demo_bundle, videos, output, settings, watching)
-    assert "going on" in watching.told[0]
-    assert recorded
-    assert not set(recorded) & set(done)
-    assert made.bundle.manifest.files == open_bundle(output).manifest.files
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert made.bundle.manifest.files == at_once.bundle.manifest.files
-    assert made.judgement == at_once.judgement
-
-
-def test_other_work_starts_afresh(tmp_path: Path) -> None:
-    first = Workspace(tmp_path / "out", "a")
-    first.record("x", 1)
-    assert Workspace(tmp_path / "out", "a")["x"] == 1
-    other = Workspace(tmp_path / "out", "b")
-    assert not other.resumed
-    assert "x" not in other
 
 
 # --- what is refused -----------------------------------------------------------------------------------------

@@ -57,14 +57,29 @@ class Listening(Silent):
         self.told.append(line)
 
 
-def test_sensitive_layers_are_found_by_measuring_and_stay_as_they_were(
-    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, videos = tiny_bundle("qwen2", "ort"), []
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
+    folder, made = tmp_path_factory.mktemp("videos"), []
     for index in range(4):
         sample = world.make_video("validation", 10_000 + index)
-        write_video(tmp_path / f"{index}.mp4", sample.frames, fps=4)
-        videos.append(AskedVideo(tmp_path / f"{index}.mp4", (Question("what is this"),)))
+        write_video(folder / f"{index}.mp4", sample.frames, fps=4)
+        made.append(AskedVideo(folder / f"{index}.mp4", (Question("what is this"),)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dialect", "recipe"),
+    [("ort", "cpu-int4"), ("portable", "int8-qdq"), ("portable", "fp8-qdq"), ("portable", "int4-awq")],
+)
+def test_sensitive_layers_are_found_by_measuring_and_stay_as_they_were(
+    dialect: str,
+    recipe: str,
+    tiny_bundle: Callable[[str, str], Path],
+    videos: list[AskedVideo],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tiny_bundle("qwen2", dialect)
     measured: dict[str, float] = {}
 
     def remember(*arguments: Any) -> dict[str, float]:
@@ -73,7 +88,7 @@ def test_sensitive_layers_are_found_by_measuring_and_stay_as_they_were(
 
     monkeypatch.setattr(calibration, "measure_sensitivity", remember)
     listening, choice = Listening(), FloatChoice(count=5)
-    settings = Settings("cpu-int4", min_agreement=0, max_new_tokens=2, float_choice=choice)
+    settings = Settings(recipe, min_agreement=0, max_new_tokens=2, float_choice=choice)
     said = calibrate(source, videos, tmp_path / "five", settings, listening).bundle.manifest.quantization
     assert said is not None
     assert sum("stays in float" in line for line in listening.told) == 5
@@ -82,6 +97,15 @@ def test_sensitive_layers_are_found_by_measuring_and_stay_as_they_were(
     for name in said.graphs:
         left = {f"{name}/{linear.name}" for linear in find_linears(load_graph(tmp_path / "five" / f"{name}.onnx"))}
         assert left == {layer for layer in stay if layer.startswith(f"{name}/")}
+
+    # Those that the others' sensitivities allow to be quantized, and as few as that takes.
+    monkeypatch.setattr(calibration, "measure_sensitivity", lambda *_: measured)
+    rest = sum(sorted(measured.values())[:-2])
+    settings = replace(settings, float_choice=FloatChoice(max_kl=rest * 1.0001))
+    said = calibrate(source, videos, tmp_path / "two", settings).bundle.manifest.quantization
+    assert said is not None
+    stay = {f"{name}/{layer}" for name, graph in said.graphs.items() for layer in graph.float_layers}
+    assert stay == FloatChoice(count=2).choose(measured)
 
     # Measured in memory, or written down and loaded: a bundle with just one layer quantized is the same bundle.
     layer = max((name for name in measured if name.startswith("llm_post/")), key=measured.__getitem__)

@@ -25,6 +25,7 @@ from demo import world
 from prunevid.export import export
 from prunevid.export.catalog import checkpoint_of_demo
 from prunevid.runtime import SamplingConfig, VideoSession, load
+from prunevid.runtime.arrays import Array
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.preprocess import preprocess
@@ -41,7 +42,7 @@ class RandomChoice(VideoSession):
 
     rng: np.random.Generator
 
-    def choose_scores(self, scores: np.ndarray) -> np.ndarray:
+    def choose_scores(self, scores: Array) -> Array:
         """Random scores instead of the question's attention."""
         return self.rng.random(len(scores), dtype=np.float32)
 
@@ -54,7 +55,8 @@ class Video:
         self.index = index
         self.questions = sample.questions
         self.pixels = preprocess(sample.frames, pipeline.preprocessing)
-        self.features = pipeline.chain.encode(self.pixels)
+        # On the CPU, and so arrays of NumPy.
+        self.features = np.asarray(pipeline.chain.encode(self.pixels))
         self.merged = pipeline.chain.merge(self.features, pipeline.bundle.manifest.prune)
         self.kept = 0
 
@@ -85,7 +87,8 @@ def variants(pipeline: Pipeline) -> dict[str, Variant]:
 
     def subset(video: Video, index: np.ndarray) -> tuple[list[str], list[int]]:
         whole = chain.unmerged(video.features)
-        tokens = VideoTokens(whole.tokens[index], whole.group[index], whole.patch_to_token, whole.frame_segment)
+        chosen = np.asarray(whole.tokens)[index]
+        tokens = VideoTokens(chosen, whole.group[index], whole.patch_to_token, whole.frame_segment)
         return ask(VideoSession(chain, prompt, tokens, None), video)
 
     def random_input(video: Video) -> tuple[list[str], list[int]]:

@@ -28,7 +28,7 @@ from prunevid.calibration.progress import Silent
 from prunevid.calibration.qdq import BlockInt4Qdq
 from prunevid.calibration.questions import AskedVideo, Question
 from prunevid.calibration.recipes import RECIPES, Recipe
-from prunevid.calibration.rewrite import TREATMENTS, BlockInt4
+from prunevid.calibration.rewrite import TREATMENTS, BlockInt4, Treatment
 from prunevid.calibration.schemes import Int4Blocks
 from prunevid.export import export
 from prunevid.runtime import SamplingConfig, load
@@ -48,7 +48,7 @@ _ROUNDED = Recipe(
     },
     "as int4-awq, weights not scaled",
 )
-_ROUNDING = {
+_ROUNDING: dict[str, Treatment] = {
     "int4-block128": BlockInt4(Int4Blocks(128)),
     "int4-block128-qdq": BlockInt4Qdq(activation_aware=False),
 }

@@ -55,7 +55,7 @@ def measure(videos: int) -> dict[str, Any]:
         (folder / "videos").mkdir()
         asked = calibration_videos(folder / "videos")[:videos]
         bundles = [
-            export("demo", folder / f"m{layer}", prune=lambda _, m=layer: replace(PruneConfig(), prune_layer=m)).path
+            export("demo", folder / f"m{layer}", prune=replace(PruneConfig(), prune_layer=layer)).path
             for layer in _LAYERS
         ]
         for number, budget in enumerate(BUDGETS):

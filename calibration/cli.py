@@ -231,8 +231,9 @@ def report(made: Calibrated) -> str:
         lines.append(f"  {name}: {graph.quantized} layers in {graph.treatment}{stay}")
     if manifest.quantization.kv_cache:
         lines.append(f"  KV cache: {manifest.quantization.kv_cache}")
-    if manifest.float_type in RECIPES[manifest.quantization.recipe].simulated:
-        lines.append(f"  judged on this CPU with {manifest.precision} simulated in float")
+    simulated = RECIPES[manifest.quantization.recipe].simulated.get(manifest.float_type)
+    if simulated:
+        lines.append(f"  judged on this CPU with {simulated} simulated in float")
     lines.append(f"  held-out questions: {judgement.questions}, same answer: {judgement.agreement:.1%}")
     lines.append(
         f"  KL of the first token: mean {judgement.divergence:.4f}, largest {judgement.largest_divergence:.4f} nats"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -10,15 +11,15 @@ class Recipe:
     """A way to quantize a bundle.
 
     precision: what the manifest will call the result; dialects: by the dialect of a bundle and by graph, the name of
-    what is done to its linear layers (:mod:`prunevid.calibration.rewrite`); summary: for help; simulated: float types
-    of bundles whose quantized products ONNX Runtime on the CPU computes in float, on the rounded numbers.
+    what is done to its linear layers (:mod:`prunevid.calibration.rewrite`); summary: for help; simulated: by the float
+    type of a bundle, what ONNX Runtime on the CPU computes in float, on the rounded numbers, instead of in its kind.
     """
 
     name: str
     precision: str
     dialects: dict[str, dict[str, str]]
     summary: str
-    simulated: tuple[str, ...] = ()
+    simulated: Mapping[str, str] = field(default_factory=dict)
 
 
 KV_CACHES = ("float", "int8")
@@ -50,20 +51,21 @@ RECIPES = {
                 "portable": {"vision_merge": "int8-qdq", **dict.fromkeys(_DECODER, "int4-awq-qdq")},
             },
             "4-bit weights scaled by the activations of the calibration videos, int8 in the vision tower: smallest",
+            simulated={"fp16": "the vision tower's int8"},
         ),
         Recipe(
             "int8-qdq",
             "int8",
             {"portable": dict.fromkeys(_ALL, "int8-qdq")},
             "int8 weights and activations, smoothed, for TensorRT",
-            simulated=("fp16",),
+            simulated={"fp16": "int8"},
         ),
         Recipe(
             "fp8-qdq",
             "fp8",
             {"portable": dict.fromkeys(_ALL, "fp8-qdq")},
             "8-bit floating-point weights and activations, smoothed, for TensorRT on Ada, Hopper and Thor",
-            simulated=("fp32", "fp16"),
+            simulated={"fp32": "fp8", "fp16": "fp8"},
         ),
     )
 }

@@ -43,10 +43,10 @@ class ScaledMatrix:
             scale = self.scale[block.row : block.row + len(block.values), None]
             yield Block(block.row, block.column, block.values * scale)
 
-    def panels(self) -> Iterator[np.ndarray]:
+    def sample(self) -> np.ndarray:
         """See :class:`prunevid.calibration.schemes.Matrix`."""
-        for panel in self.matrix.panels():
-            yield panel * self.scale[:, None]
+        scaled: np.ndarray = self.matrix.sample() * self.scale[:, None]
+        return scaled
 
 
 def candidate_scales(magnitude: np.ndarray) -> np.ndarray:
@@ -71,15 +71,16 @@ def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, moments: n
     With E the change of the matrix and ``moments`` float32 [ceil(K / 128), 128, 128] the mean of x x^T by blocks of 128
     channels (:class:`prunevid.calibration.activations.Activations`), it is the sum of tr(E_b^T M_b E_b): what all rows
     say, not a sample of them. Rounding in one block does not depend on another's, so that products across blocks,
-    which are left out, are zero in the mean.
+    which are left out, are zero in the mean. Of a wide matrix, a sample of outputs is looked at, and counted for all.
     """
-    errors = np.zeros(len(scales))
-    for panel in matrix.panels():
-        for index, scale in enumerate(scales):
-            by_input = scale[:, None]
-            arrays = scheme.quantize(ArrayMatrix(panel * by_input, matrix.dtype))
-            change = _in_blocks(scheme.dequantize(arrays, len(panel)) / by_input - panel)
-            errors[index] += np.vdot(change, moments @ change)
+    sample = matrix.sample()
+    errors: np.ndarray = np.empty(len(scales))
+    for index, scale in enumerate(scales):
+        by_input = scale[:, None]
+        arrays = scheme.quantize(ArrayMatrix(sample * by_input, matrix.dtype))
+        change = _in_blocks(scheme.dequantize(arrays, len(sample)) / by_input - sample)
+        errors[index] = np.vdot(change, moments @ change)
+    errors *= matrix.shape[1] / sample.shape[1]
     return errors
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from prunevid.calibration.schemes import Block, spans
+from prunevid.calibration.schemes import Block, sampled_columns, spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,14 @@ class StoredMatrix:
             values = read_rows(self.tensor, start, stop).astype(np.float32, copy=False)
             yield Block(0, start, values.T) if self.transposed else Block(start, 0, values)
 
-    def panels(self) -> Iterator[np.ndarray]:
+    def sample(self) -> np.ndarray:
         """See :class:`prunevid.calibration.schemes.Matrix`."""
+        ranges = list(sampled_columns(self.shape[1]))
         if self.transposed:
-            yield from (block.values for block in self.blocks())
-            return
-        for start, stop in spans(self.shape[1], self.shape[0]):
-            yield _read_columns(self.tensor, start, stop).astype(np.float32, copy=False)
+            strips = [read_rows(self.tensor, start, stop).T for start, stop in ranges]
+        else:
+            strips = [_read_columns(self.tensor, start, stop) for start, stop in ranges]
+        return np.concatenate(strips, axis=1).astype(np.float32, copy=False)
 
 
 def _read_columns(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:

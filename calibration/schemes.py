@@ -16,6 +16,7 @@ import numpy as np
 _BLOCK = 1 << 20
 # Rows per read are a multiple of this, so that no quantization block is ever cut.
 _ROWS = 256
+_STRIPS, _STRIP = 8, 64
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Matrix(Protocol):
         """All of the matrix; every block has all rows or all columns, and begins at a multiple of 256 rows."""
         ...
 
-    def panels(self) -> Iterator[np.ndarray]:
-        """All of the matrix in parts float32 [K, n] that have all rows, from its first column on."""
+    def sample(self) -> np.ndarray:
+        """Columns (outputs) float32 [K, n] that stand for all of them: see :func:`sampled_columns`."""
         ...
 
 
@@ -83,10 +84,10 @@ class ArrayMatrix:
         for start, stop in spans(self.shape[0], self.shape[1]):
             yield Block(start, 0, self.values[start:stop])
 
-    def panels(self) -> Iterator[np.ndarray]:
+    def sample(self) -> np.ndarray:
         """See :class:`Matrix`."""
-        for start, stop in spans(self.shape[1], self.shape[0]):
-            yield self.values[:, start:stop]
+        strips = [self.values[:, start:stop] for start, stop in sampled_columns(self.shape[1])]
+        return np.concatenate(strips, axis=1).astype(np.float32, copy=False)
 
 
 def spans(rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -94,6 +95,18 @@ def spans(rows: int, width: int) -> Iterator[tuple[int, int]]:
     step = max(1, _BLOCK // (_ROWS * width)) * _ROWS
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def sampled_columns(columns: int) -> Iterator[tuple[int, int]]:
+    """Ranges of columns that stand for all: all of 512, or eight strips of 64 that are evenly spread over more.
+
+    Every output has its own scales, so that what quantization does to the mean output is told by some of them.
+    """
+    if columns <= _STRIPS * _STRIP:
+        yield 0, columns
+        return
+    for start in np.linspace(0, columns - _STRIP, _STRIPS).astype(np.int64).tolist():
+        yield start, start + _STRIP
 
 
 @dataclass(frozen=True)

@@ -57,16 +57,19 @@ def _errors(
     rows: np.ndarray,
     candidates: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
-    """Sum of squared changes of rows [n, K] times all matrices, by candidate (scale, step)."""
+    """Sum of squared changes of rows [n, K] times all matrices, by candidate (scale, step).
+
+    Of a wide matrix, a sample of outputs is looked at, and counted for all.
+    """
     quantized = [inputs.restore(rows / scale, step) for scale, step in candidates]
     errors = np.zeros(len(candidates))
     for matrix in matrices:
-        for panel in matrix.panels():
-            exact = rows @ panel
-            for index, (x, (scale, _)) in enumerate(zip(quantized, candidates, strict=True)):
-                arrays = weights.quantize(ArrayMatrix(panel * scale[:, None], matrix.dtype))
-                change = x @ weights.dequantize(arrays, len(panel)) - exact
-                errors[index] += np.square(change).sum(dtype=np.float64)
+        sample = matrix.sample()
+        exact, share = rows @ sample, sample.shape[1] / matrix.shape[1]
+        for index, (x, (scale, _)) in enumerate(zip(quantized, candidates, strict=True)):
+            arrays = weights.quantize(ArrayMatrix(sample * scale[:, None], matrix.dtype))
+            change = x @ weights.dequantize(arrays, len(sample)) - exact
+            errors[index] += np.square(change).sum(dtype=np.float64) / share
     return errors
 
 

@@ -81,6 +81,18 @@ def test_the_error_is_that_of_all_rows_summed_over_blocks_of_channels(inputs: in
     assert error == pytest.approx(sum(np.square(block).sum() for block in by_block) / len(rows), rel=1e-3)
 
 
+def test_a_sample_of_many_outputs_tells_the_error_of_all() -> None:
+    matrix = RNG.standard_normal((128, 5000)).astype(np.float32)
+    seen = activations_of(RNG.standard_normal((200, 128)).astype(np.float32) * RNG.lognormal(size=128))
+    scheme, scales = Int4Blocks(128), candidate_scales(seen.magnitude)
+    found = output_errors(ArrayMatrix(matrix), scheme, scales, seen.moments)
+    parts = [
+        output_errors(ArrayMatrix(matrix[:, start : start + 500]), scheme, scales, seen.moments)
+        for start in range(0, 5000, 500)
+    ]
+    assert found == pytest.approx(np.sum(parts, axis=0), rel=0.05)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("count", "inputs"), [(0, 8), (1, 128), (90, 200)])
 def test_a_watched_graph_tells_of_its_inputs_what_numpy_does(

@@ -12,7 +12,7 @@ import pytest
 
 from prunevid.calibration.linears import Linear, StoredMatrix, find_linears
 from prunevid.calibration.rewrite import TREATMENTS, put_quantized
-from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel
+from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel, sampled_columns
 
 RNG = np.random.default_rng(5)
 
@@ -28,7 +28,13 @@ def in_file(matrix: np.ndarray, folder: Path, *, transposed: bool) -> StoredMatr
     path = folder / "weights.data"
     path.write_bytes(b"\0" * 16 + stored.tobytes())
     tensor = ir.ExternalTensor(
-        path.name, 16, stored.nbytes, ir.DataType.FLOAT, shape=ir.Shape(stored.shape), name="w", base_dir=folder
+        path.name,
+        16,
+        stored.nbytes,
+        ir.DataType.from_numpy(stored.dtype),
+        shape=ir.Shape(stored.shape),
+        name="w",
+        base_dir=folder,
     )
     return StoredMatrix(tensor, transposed)
 
@@ -81,6 +87,21 @@ def test_a_matrix_is_never_in_memory_as_floats(scheme: Int8PerChannel | Int4Bloc
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < matrix.nbytes * 0.7
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("outputs", [1, 512, 513, 5000])
+def test_wide_matrices_are_sampled_evenly(outputs: int, dtype: type, tmp_path: Path) -> None:
+    # Every value says which column it is of, and half precision holds it.
+    matrix = np.broadcast_to(np.arange(outputs) % 2048, (6, outputs)).astype(dtype)
+    sample = ArrayMatrix(matrix).sample()
+    assert (sample.shape, sample.dtype) == ((6, min(outputs, 512)), np.float32)
+    for transposed in (False, True):
+        assert np.array_equal(in_file(matrix, tmp_path, transposed=transposed).sample(), sample)
+    columns = [column for start, stop in sampled_columns(outputs) for column in range(start, stop)]
+    assert np.array_equal(sample[0], np.array(columns) % 2048)
+    assert len(set(columns)) == len(columns)
+    assert (columns[0], columns[-1]) == (0, outputs - 1)
 
 
 def one_linear(matrix: np.ndarray, folder: Path, *, transposed: bool) -> ir.Model:

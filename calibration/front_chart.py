@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 
 from prunevid.runtime.show.style import BACKGROUND, DYNAMIC, MUTED, STATIC, TEXT, TRACK, Colour, font
 
-WIDTH, HEIGHT = 900, 470
+WIDTH, HEIGHT = 1200, 470
 _SCALE = 2
-_LEFT, _TOP, _PANEL_WIDTH, _PANEL_HEIGHT, _GAP = 64, 84, 370, 310, 76
+_LEFT, _TOP, _PANEL_WIDTH, _PANEL_HEIGHT, _GAP = 64, 84, 320, 310, 70
 _COLOURS: dict[str, Colour] = {
     "ink": TEXT, "soft": MUTED, "grid": TRACK, "faint": (84, 96, 116), "front": STATIC, "chosen": DYNAMIC,
     "budget": (232, 106, 116),
@@ -76,7 +76,7 @@ class _Svg:
 
 
 def draw_png(data: Mapping[str, Any]) -> bytes:
-    """The picture as PNG, 1800 pixels wide, of what :func:`prunevid.calibration.tune.to_json` gives."""
+    """The picture as PNG, 2400 pixels wide, of what :func:`prunevid.calibration.tune.to_json` gives."""
     picture, file = _Picture(), io.BytesIO()
     _draw(picture, data)
     picture.image.save(file, "PNG", optimize=True)
@@ -102,17 +102,15 @@ def _draw(on: Surface, data: Mapping[str, Any]) -> None:
     shown = [e["interval"][0] for e in settings if e["on_front_of_tokens"] and e["agreement"] > 0.5]
     bottom = max(0.0, min([low, *shown]) // 0.1 * 0.1)
     tokens = 100 * budget["max_tokens"] if budget["max_tokens"] else None
-    for left, title, front, cost, most in (
-        (_LEFT, "visual tokens kept, %", "on_front_of_tokens", lambda entry: 100 * entry["kept"], tokens),
-        (
-            _LEFT + _PANEL_WIDTH + _GAP,
-            "GFLOP in the language model",
-            "on_front_of_flops",
-            lambda entry: entry["llm_flops"] / _GFLOP,
-            None,
-        ),
-    ):
-        _panel(on, left, title, settings, front, cost, bottom, most, budget["min_agreement"])
+    timed = [entry for entry in settings if entry["ttft_ms"] is not None]
+    panels: list[tuple[str, Sequence[Mapping[str, Any]], str, Callable[[Mapping[str, Any]], float], float | None]] = [
+        ("visual tokens kept, %", settings, "on_front_of_tokens", lambda entry: 100 * entry["kept"], tokens),
+        ("GFLOP in the language model", settings, "on_front_of_flops", lambda e: e["llm_flops"] / _GFLOP, None),
+        ("ms to the first token, measured", timed, "on_front_of_ttft", lambda e: e["ttft_ms"], budget["max_ttft_ms"]),
+    ]
+    for number, (title, entries, front, cost, most) in enumerate(panels):
+        left = _LEFT + number * (_PANEL_WIDTH + _GAP)
+        _panel(on, left, title, entries, front, cost, bottom, most, budget["min_agreement"])
     x = _LEFT - 40.0
     for colour, name, width in (
         ("faint", "tried", 50), ("front", "front", 55), ("ink", "present", 68), ("chosen", "chosen", 66),

@@ -15,7 +15,8 @@ from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.video import read_frames
 
-ROUNDS = 5
+ROUNDS = 6
+"""Rounds of every setting, in two passes over the bundles."""
 _FIRST_TOKEN = SamplingConfig(max_new_tokens=1)
 
 
@@ -26,16 +27,18 @@ def measure_ttft(
 
     A round asks every setting of a bundle one question about one video, every other round backwards, after one round
     that does not count. What comes before merging is the same work for all: it is run once a round, and its median
-    over all rounds is in every figure. Bundles come one after the other: only one is in memory.
+    over all rounds is in every figure. Only one bundle is in memory; they come in turns, there and back, so that a
+    machine that slows down does so for all of them.
     """
     step = f"ttft {' '.join(sorted(c.name for c in wanted))}"
     if step not in workspace:
         before: list[float] = []
         after: dict[str, list[float]] = {c.name: [] for c in wanted}
-        for bundle in sorted({c.bundle for c in wanted}):
+        bundles = sorted({c.bundle for c in wanted})
+        for there, bundle in [(True, b) for b in bundles] + [(False, b) for b in bundles[::-1]]:
             chosen = [c for c in wanted if c.bundle == bundle]
-            for number in range(-1, ROUNDS):
-                video = videos[max(number, 0) % len(videos)]
+            for number in range(-1, ROUNDS // 2):
+                video = videos[(max(number, 0) + (0 if there else ROUNDS // 2)) % len(videos)]
                 seconds, by_name = _round(trials, chosen if number % 2 else chosen[::-1], video)
                 if number >= 0:
                     before.append(seconds)

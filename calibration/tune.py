@@ -18,7 +18,7 @@ from prunevid.calibration.budget import Budget, choose, describe, figures
 from prunevid.calibration.calibrate import check_questions, readable
 from prunevid.calibration.judge import normal
 from prunevid.calibration.latency import measure_ttft
-from prunevid.calibration.pareto import interval
+from prunevid.calibration.pareto import front, interval
 from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.questions import AskedVideo, Split, split
 from prunevid.calibration.search import Found, Grid, candidates, largest_effort, search
@@ -134,6 +134,9 @@ def to_json(
     found: Found, ttft_ms: dict[Candidate, float], budget: Budget, present: Candidate, chosen: Candidate | None
 ) -> dict[str, Any]:
     """All settings that were tried, on calibration questions; shares from 0 to 1, 95 % intervals, nats, FLOPs, ms."""
+    timed = [c for c in found.tried if c in ttft_ms]
+    fastest = front([found.tried[c].quality for c in timed], [ttft_ms[c] for c in timed])
+    on_ttft = {timed[index] for index in fastest}
     points = []
     for candidate, outcome in found.tried.items():
         points.append(
@@ -146,6 +149,7 @@ def to_json(
                 "finished": candidate in found.finished,
                 "on_front_of_tokens": candidate in found.on_tokens,
                 "on_front_of_flops": candidate in found.on_flops,
+                "on_front_of_ttft": candidate in on_ttft,
                 "agreement": outcome.agreement,
                 "interval": list(interval(outcome.agreement, outcome.questions)),
                 "divergence": outcome.divergence,

@@ -23,15 +23,19 @@ from prunevid.bundle import open_bundle
 from prunevid.calibration.budget import Budget
 from prunevid.calibration.front_page import draw_page
 from prunevid.calibration.judge import divergence, normal
+from prunevid.calibration.latency import ROUNDS, measure_ttft
 from prunevid.calibration.pareto import clearly_worse, front, interval, layers
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Question, read_questions, split
 from prunevid.calibration.search import Grid, largest_effort, rounds
-from prunevid.calibration.trials import Trials
+from prunevid.calibration.trials import Candidate, Trials
 from prunevid.calibration.tune import Tuned, TuneSettings, tune
+from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
 from prunevid.runtime import SamplingConfig, load
+from prunevid.runtime.pipeline import Pipeline
 
+ROOT = Path(__file__).parents[1]
 VIDEOS, PER_VIDEO = 8, 3
 GRID = Grid((0.25,), (0.8, 0.9), (0.25, 0.5), (0.1, 0.4))
 SHORT = SamplingConfig(max_new_tokens=16)
@@ -170,6 +174,38 @@ def test_all_that_was_tried_is_in_the_json(tuned: Tuned) -> None:
         if entry["on_front_of_tokens"]:
             assert entry["finished"]
             assert entry["ttft_ms"] > 0
+    timed = [entry for entry in data["settings"] if entry["ttft_ms"] is not None]
+    fastest = min(timed, key=lambda entry: entry["ttft_ms"])
+    assert fastest["on_front_of_ttft"]
+    for entry in data["settings"]:
+        better = [t for t in timed if entry["ttft_ms"] is None or t["ttft_ms"] < entry["ttft_ms"]]
+        dominated = any(
+            (t["agreement"], -t["divergence"]) >= (entry["agreement"], -entry["divergence"]) for t in better
+        )
+        assert entry["on_front_of_ttft"] == (entry["ttft_ms"] is not None and not dominated)
+
+
+def test_times_are_taken_in_two_passes_over_the_bundles(tuned: Tuned, tmp_path: Path) -> None:
+    """There and back: a machine that slows down meanwhile slows every bundle down."""
+    opened: list[int] = []
+
+    class Counting(Trials):
+        def pipeline(self, bundle: int) -> Pipeline:
+            opened.append(bundle)
+            return super().pipeline(bundle)
+
+    bundles = [tuned.bundle, tuned.bundle]
+    trials = Counting(bundles, Workspace(tmp_path / "out", "a"), SamplingConfig(max_new_tokens=1), 1, lambda _: None)
+    wanted = [
+        Candidate(bundle, replace(tuned.bundle.manifest.prune, keep_ratio=keep))
+        for bundle, keep in ((0, 0.2), (1, 0.2), (1, 0.4))
+    ]
+    clip = AskedVideo(ROOT / "demo" / "clip.mp4", (Question("what shape is the pink object?"),))
+    found = measure_ttft(trials, wanted, [clip], Workspace(tmp_path / "out", "a"))
+    assert found.keys() == set(wanted)
+    assert all(milliseconds > 0 for milliseconds in found.values())
+    in_one_pass = ROUNDS // 2 + 1
+    assert opened == [0] * in_one_pass + [1] * 2 * in_one_pass + [0] * in_one_pass
 
 
 def test_the_page_says_what_the_json_says(tuned: Tuned) -> None:
@@ -245,7 +281,7 @@ def test_budgets_that_cannot_be_kept_name_the_nearest(demo_bundle: Path, questio
     assert "keep_ratio 0.1" in said
     assert "prune_layer is not searched" in said
     assert not any(entry["chosen"] for entry in json.loads((tmp_path / "a.json").read_text())["settings"])
-    assert Image.open(tmp_path / "a.png").size == (1800, 940)
+    assert Image.open(tmp_path / "a.png").size == (2400, 940)
     assert not (tmp_path / "out").exists()
     status, _, said = prunevid(*common, "--max-ttft-ms", "0.01")
     assert status == 2

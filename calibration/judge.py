@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.workspace import Workspace
+from prunevid.calibration.workspace import Workspace, save_array
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.sampling import SamplingConfig
 
@@ -112,13 +110,3 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = wide - wide.max(axis=-1, keepdims=True)
     result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a file that is there only when it is whole."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

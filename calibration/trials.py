@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from prunevid.bundle import Bundle
-from prunevid.calibration.judge import divergence, normal, save_array
+from prunevid.calibration.judge import divergence, normal
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.workspace import Workspace
+from prunevid.calibration.workspace import Workspace, save_array
 from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts, prefill_cost
 from prunevid.runtime.answer import Answer

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prunevid.errors import PruneVidError
 
 _JOURNAL = "journal.jsonl"
@@ -80,3 +82,13 @@ class Workspace:
             return False
         os.truncate(self._journal, whole)
         return True
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to a file that is there only when it is whole."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

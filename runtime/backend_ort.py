@@ -14,6 +14,7 @@ import onnxruntime as ort
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
 from prunevid.runtime.arrays import Array, DeviceArray, HostMemory
+from prunevid.runtime.machine import has_exact_int8
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
@@ -103,6 +104,9 @@ def session_options(threads: int | None) -> Any:
     # Of int4 weights in Q/DQ and a product ONNX Runtime makes MatMulNBits, which by default quantizes activations too;
     # in the graph they are floats, and TensorRT has them as floats. 1 is float32.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # Products of uint8 and uint8 instead, which do not saturate, but take longer: only where it is needed.
+    if not has_exact_int8():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

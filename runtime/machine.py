@@ -10,7 +10,7 @@ import resource
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["PACKAGES", "describe", "jetson_model", "peak_rss", "reset_peak_rss"]
+__all__ = ["PACKAGES", "describe", "has_exact_int8", "jetson_model", "peak_rss", "reset_peak_rss"]
 
 PACKAGES = ("prunevid", "onnxruntime", "numpy", "av")
 """What decides how fast the runtime is."""
@@ -43,6 +43,21 @@ def jetson_model(root: Path = Path("/")) -> str | None:
     # A device tree's texts end in a zero, as those of C do.
     model = _read(root / "proc/device-tree/model").strip("\0\n ")
     return model if "Jetson" in model else None
+
+
+def has_exact_int8(root: Path = Path("/")) -> bool:
+    """Whether this processor's products of uint8 and int8 are summed without saturating: all but x86 without VNNI.
+
+    VPMADDUBSW of AVX2 and AVX-512 adds two products in 16 bits, which hold 32767; two times 255 * 127 is more. VNNI
+    adds in 32 bits (Intel's "Intrinsics Guide"). Outside Linux an x86 processor counts as one without: its flags are in
+    /proc/cpuinfo.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return True
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        if line.startswith("flags"):
+            return not {"avx512_vnni", "avx_vnni"}.isdisjoint(line.partition(":")[2].split())
+    return False
 
 
 def peak_rss() -> int:

@@ -13,6 +13,7 @@ import pytest
 from prunevid.calibration.linears import Linear, StoredMatrix, find_linears
 from prunevid.calibration.rewrite import TREATMENTS, put_quantized
 from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel, sampled_columns
+from prunevid.runtime.backend_ort import session_options
 
 RNG = np.random.default_rng(5)
 
@@ -127,14 +128,19 @@ def run_quantized(matrix: np.ndarray, x: np.ndarray, treatment: str, folder: Pat
     tensors = {part: ir.Tensor(array, name=f"layer.{part}") for part, array in arrays.items()}
     put_quantized(model, TREATMENTS[treatment], {"layer": tensors})
     assert not find_linears(model)
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    proto, providers = ir.to_proto(model).SerializeToString(), ["CPUExecutionProvider"]
+    session = ort.InferenceSession(proto, session_options(1), providers=providers)
     result: np.ndarray = session.run(None, {"x": x})[0]
     return result
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_dynamic_int8_computes_what_it_says(transposed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [False, True])
+def test_dynamic_int8_computes_what_it_says(largest: bool, transposed: bool, tmp_path: Path) -> None:
+    """Also where all codes are as large as they get, and two products do not fit into 16 bits."""
     matrix, x = a_matrix(96, 40), RNG.standard_normal((5, 96)).astype(np.float32)
+    if largest:
+        matrix, x = np.sign(matrix), np.ones_like(x)
     found = run_quantized(matrix, x, "dynamic-int8", tmp_path, transposed)
     arrays = Int8PerChannel().quantize(ArrayMatrix(matrix))
     low, high = min(x.min(), 0), max(x.max(), 0)

@@ -18,6 +18,7 @@ MEASUREMENTS = {
     "accuracy": "accuracy-demo.json",
     "calibration": "calibration-demo.json",
     "tuning": "tuning-demo.json",
+    "kv_attention": "kv-attention.json",
 }
 
 

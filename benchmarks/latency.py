@@ -28,16 +28,24 @@ from typing import Any
 from benchmarks import genai
 from benchmarks.machine import describe, peak_rss
 from benchmarks.systems import QUESTION, Chain, System, Transformers
+from prunevid.bundle import open_bundle
+from prunevid.calibration.calibrate import Settings, quantize
+from prunevid.calibration.progress import PlainLines
+from prunevid.calibration.questions import Split
+from prunevid.calibration.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Row:
-    """A system of the table: its process, whether it prunes or is a decoder alone, and what quantized its bundle."""
+    """A system of the table: its process, whether it prunes or is a decoder alone, and what quantized its bundle.
+
+    The last word of a chain's process names its bundle: a recipe, with ``-kv`` where its KV cache is in int8.
+    """
 
     process: str
     pruned: bool = False
     decoder_only: bool = False
-    recipe: str | None = None
+    settings: Settings | None = None
 
 
 ROWS = {
@@ -47,8 +55,12 @@ ROWS = {
     "onnxruntime-genai int4": Row("genai int4", decoder_only=True),
     "chain unpruned": Row("chain unpruned"),
     "chain pruned": Row("chain pruned", pruned=True),
-    "chain pruned, cpu-int8": Row("chain pruned cpu-int8", pruned=True, recipe="cpu-int8"),
-    "chain pruned, cpu-int4": Row("chain pruned cpu-int4", pruned=True, recipe="cpu-int4"),
+    "chain pruned, cpu-int8": Row("chain pruned cpu-int8", pruned=True, settings=Settings("cpu-int8")),
+    "chain pruned, cpu-int4": Row("chain pruned cpu-int4", pruned=True, settings=Settings("cpu-int4")),
+    "chain unpruned, cpu-int8": Row("chain unpruned cpu-int8", settings=Settings("cpu-int8")),
+    "chain unpruned, cpu-int8, KV in int8": Row(
+        "chain unpruned cpu-int8-kv", settings=Settings("cpu-int8", kv_cache="int8")
+    ),
 }
 
 
@@ -56,7 +68,7 @@ ROWS = {
 class Plan:
     """What to measure: the rows, a bundle, frames, rounds, decode steps a round, threads, a folder for builds.
 
-    quantized: by recipe, the bundles made from ``bundle``.
+    quantized: the bundles made from ``bundle``, by the last word of the processes that run them.
     """
 
     systems: tuple[str, ...]
@@ -79,25 +91,24 @@ def _make(process: str, plan: Plan) -> System:
 
 
 def quantized_bundles(systems: Sequence[str], bundle: str, folder: Path) -> dict[str, str]:
-    """The bundle, quantized for every system that wants it so, by recipe; those in the folder from before stay."""
-    from prunevid.bundle import open_bundle
-    from prunevid.calibration.calibrate import Settings, quantize
-    from prunevid.calibration.progress import PlainLines
-    from prunevid.calibration.questions import Split
-    from prunevid.calibration.workspace import Workspace
+    """The bundle, quantized for every system that wants it so; those in the folder from before stay.
 
+    No videos are needed: no such recipe looks at activations, and the scales of an int8 KV cache, on which speed does
+    not depend, are then all 1.
+    """
     made = {}
-    for recipe in dict.fromkeys(recipe for system in systems if (recipe := ROWS[system].recipe)):
-        workspace = Workspace(folder / recipe, f"{bundle} {recipe}")
-        source = open_bundle(bundle, verify=False)
-        # Neither recipe looks at activations, so no videos are needed.
-        made[recipe] = str(quantize(source, Split((), ()), Settings(recipe), workspace, PlainLines()).path)
+    source = open_bundle(bundle, verify=False)
+    for system in systems:
+        row = ROWS[system]
+        name = row.process.split()[-1]
+        if row.settings is not None and name not in made:
+            workspace = Workspace(folder / name, f"{bundle} {name}")
+            made[name] = str(quantize(source, Split((), ()), row.settings, workspace, PlainLines()).path)
     return made
 
 
 def _prompt_rows(plan: Plan) -> int:
     """Rows of the whole prompt with nothing pruned."""
-    from prunevid.bundle import open_bundle
     from prunevid.runtime.prompt import ChatPrompt
 
     bundle = open_bundle(plan.bundle, verify=False)
@@ -108,8 +119,6 @@ def _prompt_rows(plan: Plan) -> int:
 
 
 def _vocabulary(bundle: str) -> int:
-    from prunevid.bundle import open_bundle
-
     return open_bundle(bundle, verify=False).manifest.model.decoder.vocab_size
 
 

@@ -40,6 +40,7 @@ class OrtCpuBackend:
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
         """See :class:`prunevid.runtime.backend.Backend`."""
         check_onnxruntime(bundle.manifest.least_onnxruntime, str(bundle.path), ort.__version__)
+        ask_for_exact_int8(self._options, bundle.manifest.dialect)
         file = bundle.file(bundle.manifest.graphs[name].file)
         if self._profile_to is not None:
             self._options.profile_file_prefix = str(self._profile_to / file.stem)
@@ -104,10 +105,19 @@ def session_options(threads: int | None) -> Any:
     # Of int4 weights in Q/DQ and a product ONNX Runtime makes MatMulNBits, which by default quantizes activations too;
     # in the graph they are floats, and TensorRT has them as floats. 1 is float32.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Products of uint8 and uint8 instead, which do not saturate, but take longer: only where it is needed.
-    if not has_exact_int8():
-        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def ask_for_exact_int8(options: Any, dialect: str) -> None:
+    """Have int8 computed exactly on a processor whose fast kernels saturate (:func:`machine.has_exact_int8`).
+
+    Quantized operators of the dialect ``ort`` get products of uint8 and uint8, which take longer. Of a ``portable``
+    graph ONNX Runtime then does not make quantized operators at all, and computes Q/DQ in float as it stands: with such
+    products, it cannot run its own (1.32).
+    """
+    if not has_exact_int8():
+        remedy = "session.x64quantprecision" if dialect == "ort" else "session.disable_quant_qdq"
+        options.add_session_config_entry(remedy, "1")
 
 
 def check_onnxruntime(least: str | None, whose: str, installed: str) -> None:

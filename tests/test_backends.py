@@ -30,7 +30,7 @@ from prunevid.engines import EngineDevice
 from prunevid.quantization import Quantization
 from prunevid.runtime.arrays import DeviceArray
 from prunevid.runtime.backend import choose_backend
-from prunevid.runtime.backend_ort import OrtCpuBackend, session_options
+from prunevid.runtime.backend_ort import OrtCpuBackend, ask_for_exact_int8, session_options
 from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
 from prunevid.runtime.backend_tensorrt import TensorRtBackend
 from prunevid.runtime.chain import Chain
@@ -421,9 +421,11 @@ def test_int8_is_computed_in_ways_that_are_exact_on_the_processor(
     monkeypatch.setattr("platform.machine", lambda: processor)
     assert has_exact_int8(tmp_path) == exact
     monkeypatch.setattr("prunevid.runtime.backend_ort.has_exact_int8", lambda: exact)
-    options = session_options(1)
-    if exact:
-        with pytest.raises(RuntimeError, match="does not have configuration"):
-            options.get_session_config_entry("session.x64quantprecision")
-    else:
-        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    for dialect, remedy in (("ort", "session.x64quantprecision"), ("portable", "session.disable_quant_qdq")):
+        options = session_options(1)
+        ask_for_exact_int8(options, dialect)
+        if exact:
+            with pytest.raises(RuntimeError, match="does not have configuration"):
+                options.get_session_config_entry(remedy)
+        else:
+            assert options.get_session_config_entry(remedy) == "1"

@@ -13,7 +13,7 @@ import pytest
 from prunevid.calibration.linears import Linear, StoredMatrix, find_linears
 from prunevid.calibration.rewrite import TREATMENTS, put_quantized
 from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel, sampled_columns
-from prunevid.runtime.backend_ort import session_options
+from prunevid.runtime.backend_ort import ask_for_exact_int8, session_options
 
 RNG = np.random.default_rng(5)
 
@@ -129,7 +129,9 @@ def run_quantized(matrix: np.ndarray, x: np.ndarray, treatment: str, folder: Pat
     put_quantized(model, TREATMENTS[treatment], {"layer": tensors})
     assert not find_linears(model)
     proto, providers = ir.to_proto(model).SerializeToString(), ["CPUExecutionProvider"]
-    session = ort.InferenceSession(proto, session_options(1), providers=providers)
+    options = session_options(1)
+    ask_for_exact_int8(options, "ort")
+    session = ort.InferenceSession(proto, options, providers=providers)
     result: np.ndarray = session.run(None, {"x": x})[0]
     return result
 

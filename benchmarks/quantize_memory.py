@@ -27,11 +27,11 @@ from benchmarks.machine import describe, peak_rss
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.calibration.activations import Activations, input_groups
 from prunevid.calibration.calibrate import Settings, quantize
+from prunevid.calibration.compensate import MOMENT_BLOCK
 from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.questions import Split
 from prunevid.calibration.recipes import RECIPES
-from prunevid.calibration.watched import MOMENT_BLOCK
 from prunevid.calibration.workspace import Workspace
 
 _ROWS = 128
@@ -46,7 +46,8 @@ def drawn(bundle: Bundle, name: str, *_: object) -> dict[str, Activations]:
         rows = rng.standard_normal((_ROWS, inputs), np.float32) * rng.lognormal(size=inputs).astype(np.float32)
         whole = np.pad(rows, ((0, 0), (0, -inputs % MOMENT_BLOCK)))
         blocks = whole.reshape(_ROWS, -1, MOMENT_BLOCK).transpose(1, 0, 2)
-        moments = blocks.transpose(0, 2, 1) @ blocks / _ROWS
+        units = blocks / np.linalg.norm(rows, axis=1)[:, None]
+        moments = units.transpose(0, 2, 1) @ units / _ROWS
         magnitude = np.abs(rows)
         seen[source] = Activations(magnitude.mean(axis=0), rows, magnitude.max(axis=0), moments)
     return seen

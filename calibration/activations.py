@@ -27,8 +27,9 @@ class Activations:
     """Inputs of a linear layer: mean magnitude float32 [K] of every channel, and a sample of rows float32 [n, K].
 
     largest: magnitude float32 [K] that no input of the channel had more of.
-    moments: float32 [ceil(K / 128), 128, 128], the mean over all rows of x x^T, of every 128 channels among themselves;
-        channels beyond K are zero.
+    moments: float32 [ceil(K / 128), 128, 128], the mean over all rows of x x^T / |x|^2, of every 128 channels among
+        themselves; channels beyond K are zero. Every row counts alike: some tokens have activations a hundred times as
+        large as all others', which would be all that is seen.
     """
 
     magnitude: np.ndarray

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunevid.calibration.activations import Activations
+from prunevid.calibration.compensate import MOMENT_BLOCK
 from prunevid.calibration.schemes import ArrayMatrix, Block, Matrix, Scheme
-from prunevid.calibration.watched import MOMENT_BLOCK
 
 POWERS = np.linspace(0, 1, 11)
 """Powers that are tried; 0 is no scaling."""
@@ -66,12 +66,12 @@ def invertible(scales: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Mean squared change [S] of a row times the matrix, quantized with each of ``scales`` [S, K].
+    """Mean squared change [S] of a unit row times the matrix, rounded to the nearest with each of ``scales`` [S, K].
 
-    With E the change of the matrix and ``moments`` float32 [ceil(K / 128), 128, 128] the mean of x x^T by blocks of 128
-    channels (:class:`prunevid.calibration.activations.Activations`), it is the sum of tr(E_b^T M_b E_b): what all rows
-    say, not a sample of them. Rounding in one block does not depend on another's, so that products across blocks,
-    which are left out, are zero in the mean. Of a wide matrix, a sample of outputs is looked at, and counted for all.
+    With E the change of the matrix and ``moments`` float32 [ceil(K / 128), 128, 128] the mean of x x^T / |x|^2 by
+    blocks of channels (:class:`prunevid.calibration.activations.Activations`), it is the sum of tr(E_b^T M_b E_b): what
+    all rows say, not a sample of them. Products across blocks are left out. Of a wide matrix, a sample of outputs is
+    looked at, and counted for all.
     """
     sample = matrix.sample()
     errors: np.ndarray = np.empty(len(scales))
@@ -90,6 +90,13 @@ def find_scale(matrices: Sequence[Matrix], scheme: Scheme, activations: Activati
     errors = sum(output_errors(matrix, scheme, scales, activations.moments) for matrix in matrices)
     best: np.ndarray = scales[int(np.argmin(errors))]
     return best
+
+
+def scaled_moments(moments: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The moments float32 [ceil(K / 128), 128, 128] of an input that is divided by ``scale`` [K]."""
+    by_block = np.pad(scale, (0, -len(scale) % MOMENT_BLOCK), constant_values=1).reshape(-1, MOMENT_BLOCK)
+    divided: np.ndarray = moments / by_block[:, :, None] / by_block[:, None, :]
+    return divided
 
 
 def _in_blocks(rows: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def _quantize(
         for source, group in missing.items():
             inputs = treatment.fit([linear.weight for linear in group], activations.get(source))
             for linear in group:
-                store.quantize(linear, treatment.scheme, inputs)
+                store.quantize(linear, partial(treatment.quantize, inputs=inputs), inputs)
                 progress.advance(linear.weight.tensor.nbytes)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.calibration.activations import Activations
-from prunevid.calibration.awq import find_scale
+from prunevid.calibration.awq import find_scale, scaled_moments
+from prunevid.calibration.compensate import Rounding
 from prunevid.calibration.linears import Linear
 from prunevid.calibration.qdq_schemes import ActivationScheme, Int4PerBlock
 from prunevid.calibration.schemes import Matrix, Scheme
@@ -50,6 +51,10 @@ class StaticQdq:
         scale, step = find_smoothing(matrices, self.scheme, self.inputs, seen)
         return InputScaling(scale, {"step": step, "zero": self.inputs.zero})
 
+    def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
+        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        return self.scheme.quantize(matrix)
+
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """See :class:`prunevid.calibration.rewrite.Treatment`."""
         nodes = scaled(x, arrays)
@@ -75,7 +80,7 @@ class BlockInt4Qdq:
     @property
     def text(self) -> str:
         """See :class:`prunevid.calibration.rewrite.Treatment`."""
-        aware = ", scaled by how large activations are" if self.activation_aware else ""
+        aware = ", scaled and rounded by what activations are" if self.activation_aware else ""
         return f"int4 weights{aware}, one scale per block of {self.scheme.block} inputs; activations in float (DQ)"
 
     def takes(self, matrix: Matrix) -> bool:
@@ -88,10 +93,11 @@ class BlockInt4Qdq:
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
         """See :class:`prunevid.calibration.rewrite.Treatment`."""
-        if seen is None:
-            return InputScaling()
-        scale = find_scale(matrices, self.scheme, seen)
-        return InputScaling(None if np.ptp(scale) == 0 else scale)
+        return fit_int4(matrices, self.scheme, seen) if seen is not None else InputScaling()
+
+    def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
+        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        return self.scheme.quantize(matrix, inputs.rounding)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """See :class:`prunevid.calibration.rewrite.Treatment`."""
@@ -104,6 +110,13 @@ class BlockInt4Qdq:
         how = [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block)]
         weight = ir.Node("", "DequantizeLinear", [arrays["codes"], arrays["scale"]], how)
         return [weight, ir.Node("", "MatMul", [x, weight.outputs[0]], name=linear.node.name)]
+
+
+def fit_int4(matrices: Sequence[Matrix], scheme: Scheme, seen: Activations) -> InputScaling:
+    """Activation-aware scales for int4 weights, and rounding that makes up for its errors behind them."""
+    scale = find_scale(matrices, scheme, seen)
+    rounding = Rounding(scaled_moments(seen.moments, scale))
+    return InputScaling(None if np.ptp(scale) == 0 else scale, rounding=rounding)
 
 
 def scaled(x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
+from prunevid.calibration.compensate import Rounding
 from prunevid.calibration.schemes import Matrix, as_scale, column_magnitude
 
 FLOAT8 = np.dtype(ir.DataType.FLOAT8E4M3FN.numpy())
@@ -60,8 +61,8 @@ class Int4PerBlock:
         """Block size for a matrix of so many inputs: TensorRT has 128 and 64; None where neither divides them."""
         return next((size for size in (self.block, 64) if inputs % size == 0), None)
 
-    def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.schemes.Scheme`."""
+    def quantize(self, matrix: Matrix, rounding: Rounding | None = None) -> dict[str, np.ndarray]:
+        """See :class:`prunevid.calibration.schemes.Scheme`; codes to the nearest, or by ``rounding``."""
         inputs, outputs = matrix.shape
         block = self.block_of(inputs)
         if block is None:
@@ -73,8 +74,12 @@ class Int4PerBlock:
             exact = np.maximum(by_block.max(axis=1) / np.float32(7), by_block.min(axis=1) / np.float32(-8))
             scales = as_scale(exact, matrix.dtype)
             first, columns = part.row // block, slice(part.column, part.column + part.values.shape[1])
-            levels = np.rint(by_block / scales[:, None].astype(np.float32)).astype(np.int8)
-            codes[part.row : part.row + len(part.values), columns] = levels.reshape(part.values.shape).astype(INT4)
+            steps = scales.astype(np.float32).repeat(block, axis=0)
+            if rounding is None:
+                levels = np.rint(part.values / steps)
+            else:
+                levels = rounding.levels(part.values, steps, part.row, -8, 7)
+            codes[part.row : part.row + len(levels), columns] = levels.astype(np.int8).astype(INT4)
             scale[first : first + len(scales), columns] = scales
         return {"codes": codes, "scale": scale}
 

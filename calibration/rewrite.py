@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from prunevid.calibration.activations import Activations
-from prunevid.calibration.awq import find_scale
 from prunevid.calibration.linears import Linear, find_linears
-from prunevid.calibration.qdq import BlockInt4Qdq, StaticQdq, scaled
+from prunevid.calibration.qdq import BlockInt4Qdq, StaticQdq, fit_int4, scaled
 from prunevid.calibration.qdq_schemes import Float8Activations, Float8PerChannel, Int8Activations
 from prunevid.calibration.schemes import Int4Blocks, Int8PerChannel, Matrix, Scheme
 from prunevid.calibration.store import INPUT_PARTS, InputScaling
@@ -55,6 +55,10 @@ class Treatment(Protocol):
         """What is to be done to the input that layers with these matrices share."""
         ...
 
+    def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
+        """The scheme's arrays for a matrix, whose rows are multiplied by the inputs' scale already."""
+        ...
+
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """Operators over the input x, once for all layers that share it; the last one's output is what they take."""
         ...
@@ -85,6 +89,10 @@ class DynamicInt8:
         """See :class:`Treatment`: nothing."""
         return InputScaling()
 
+    def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
+        """See :class:`Treatment`."""
+        return self.scheme.quantize(matrix)
+
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """See :class:`Treatment`: nothing."""
         return []
@@ -110,7 +118,7 @@ class BlockInt4:
     @property
     def text(self) -> str:
         """See :class:`Treatment`."""
-        aware = ", scaled by how large activations are" if self.activation_aware else ""
+        aware = ", scaled and rounded by what activations are" if self.activation_aware else ""
         return (
             f"int4 weights{aware}, one scale per block of {self.scheme.block} inputs; activations in int8 by row and "
             "block (MatMulNBits)"
@@ -122,7 +130,11 @@ class BlockInt4:
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
         """See :class:`Treatment`."""
-        return InputScaling(find_scale(matrices, self.scheme, seen)) if seen is not None else InputScaling()
+        return fit_int4(matrices, self.scheme, seen) if seen is not None else InputScaling()
+
+    def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
+        """See :class:`Treatment`."""
+        return self.scheme.quantize(matrix, inputs.rounding)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
         """See :class:`Treatment`."""

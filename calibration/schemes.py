@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from prunevid.calibration.compensate import Rounding
+
 # Elements that are read as floats and quantized at once.
 _BLOCK = 1 << 20
 # Rows per read are a multiple of this, so that no quantization block is ever cut.
@@ -147,8 +149,8 @@ class Int4Blocks:
 
     block: int
 
-    def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
-        """See :class:`Scheme`."""
+    def quantize(self, matrix: Matrix, rounding: Rounding | None = None) -> dict[str, np.ndarray]:
+        """See :class:`Scheme`; codes to the nearest, or by ``rounding``, which leaves the scales as they are."""
         inputs, outputs = matrix.shape
         blocks = -(-inputs // self.block)
         codes = np.empty((outputs, blocks, self.block // 2), np.uint8)
@@ -160,9 +162,14 @@ class Int4Blocks:
             by_block = values.reshape(count, self.block, -1)
             largest = np.take_along_axis(by_block, np.abs(by_block).argmax(axis=1)[:, None], axis=1)
             scales = largest / np.float32(-8)
-            with np.errstate(divide="ignore"):
-                inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
-            levels = np.clip(np.floor(by_block * inverse + np.float32(8.5)), 0, 15).astype(np.uint8)
+            if rounding is None:
+                with np.errstate(divide="ignore"):
+                    inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
+                levels = np.clip(np.floor(by_block * inverse + np.float32(8.5)), 0, 15).astype(np.uint8)
+            else:
+                steps = np.where(scales != 0, scales, np.float32(1)).repeat(self.block, axis=1).reshape(values.shape)
+                by_input = rounding.levels(values, steps, part.row, -8, 7)
+                levels = (by_input + 8).astype(np.uint8).reshape(by_block.shape)
             packed = levels[:, 0::2] | levels[:, 1::2] << 4
             columns = slice(part.column, part.column + values.shape[1])
             codes[columns, first : first + count] = packed.transpose(2, 0, 1)

@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.calibration.awq import ScaledMatrix
+from prunevid.calibration.compensate import Rounding
 from prunevid.calibration.linears import Linear
-from prunevid.calibration.schemes import Scheme
+from prunevid.calibration.schemes import Matrix
 from prunevid.calibration.workspace import Workspace
 
 # Tensors that a runtime maps into memory lie on page boundaries, the small ones between them where they fit.
@@ -26,11 +27,13 @@ INPUT_PARTS = ("inverse", "step", "zero")
 class InputScaling:
     """What is done to an input before products: ``scale`` float32 [K] that it is divided by, None for nothing.
 
-    arrays: what else is kept of it, by names of :data:`INPUT_PARTS`.
+    arrays: what else is kept of it, by names of :data:`INPUT_PARTS`; rounding: how weights that it is multiplied by
+    are rounded, None for what their scheme does by itself.
     """
 
     scale: np.ndarray | None = None
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rounding: Rounding | None = None
 
 
 class WeightStore:
@@ -45,7 +48,9 @@ class WeightStore:
         """Whether a layer was quantized before."""
         return self._step(linear.name) in self._workspace
 
-    def quantize(self, linear: Linear, scheme: Scheme, inputs: InputScaling) -> None:
+    def quantize(
+        self, linear: Linear, quantize: Callable[[Matrix], dict[str, np.ndarray]], inputs: InputScaling
+    ) -> None:
         """Quantize a layer's matrix, unless that was done before. At most one layer is in memory.
 
         Where the input is divided by a scale, the matrix's rows are multiplied by it, and ``inverse``, what the input
@@ -54,9 +59,9 @@ class WeightStore:
         if self.has(linear):
             return
         if inputs.scale is None:
-            quantized = scheme.quantize(linear.weight)
+            quantized = quantize(linear.weight)
         else:
-            quantized = scheme.quantize(ScaledMatrix(linear.weight, inputs.scale))
+            quantized = quantize(ScaledMatrix(linear.weight, inputs.scale))
             quantized["inverse"] = (np.float32(1) / inputs.scale).astype(linear.weight.dtype)
         quantized |= inputs.arrays
         arrays: dict[str, dict[str, object]] = {}

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from prunevid.calibration.compensate import MOMENT_BLOCK
 from prunevid.calibration.linears import Linear
 
-MOMENT_BLOCK = 128
-"""Inputs whose products with each other are summed: as many as the widest block of int4 weights has."""
 # Every so many rows one is sampled; a prime, so that no pattern of frames is met in step.
 _EVERY = 37
 
@@ -20,7 +19,7 @@ def watch_input(graph: ir.Graph, linear: Linear, index: int) -> None:
 
     Every one is float32 but the count. ``watched_total.INDEX`` [K]: sums of magnitudes; ``watched_largest.INDEX`` [K]:
     largest magnitudes; ``watched_count.INDEX`` int64 [1]: R; ``watched_rows.INDEX`` [R / 37, K]: a sample of rows;
-    ``watched_moments.INDEX`` [ceil(K / 128), 128, 128]: the sum over rows of x x^T, of every 128 channels among
+    ``watched_moments.INDEX`` [ceil(K / 128), 128, 128]: the sum over rows of x x^T / |x|^2, of every 128 channels among
     themselves. R may be 0: a prefill without new frames runs the graph as well.
     """
     source = linear.node.inputs[0]
@@ -54,7 +53,11 @@ class _Watch:
         self._output(self._moments(some, inputs), "moments", [-(-inputs // MOMENT_BLOCK), MOMENT_BLOCK, MOMENT_BLOCK])
 
     def _moments(self, rows: ir.Value, inputs: int) -> ir.Value:
-        whole = self._node("Pad", rows, self._constant("pads", [0, 0, 0, -inputs % MOMENT_BLOCK]))
+        squares = self._node("ReduceSumSquare", rows, self._constant("last_axis", [1]))
+        # A row of zeros stays one.
+        length = self._node("Sqrt", self._node("Max", squares, self._constant("least", np.array([1e-30], np.float32))))
+        units = self._node("Div", rows, length)
+        whole = self._node("Pad", units, self._constant("pads", [0, 0, 0, -inputs % MOMENT_BLOCK]))
         blocks = self._node("Reshape", whole, self._constant("blocks", [0, -1, MOMENT_BLOCK]))
         by_block = self._node("Transpose", blocks, perm=[1, 0, 2])
         by_channel = self._node("Transpose", blocks, perm=[1, 2, 0])

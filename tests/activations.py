@@ -9,7 +9,8 @@ from prunevid.calibration.activations import Activations
 
 def activations_of(rows: np.ndarray) -> Activations:
     """Of rows float32 [n, K], as observation tells of them; all rows are its sample."""
-    whole = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 128)))
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    whole = np.pad(rows / np.where(lengths > 0, lengths, 1), ((0, 0), (0, -rows.shape[1] % 128)))
     blocks = np.split(whole, whole.shape[1] // 128, axis=1)
     moments = np.stack([block.T @ block / np.float32(len(rows)) for block in blocks])
     return Activations(np.abs(rows).mean(axis=0), rows, np.abs(rows).max(axis=0), moments)

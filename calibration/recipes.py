@@ -50,7 +50,7 @@ RECIPES = {
                 "ort": {"vision_merge": "dynamic-int8", **dict.fromkeys(_DECODER, "int4-awq")},
                 "portable": {"vision_merge": "int8-qdq", **dict.fromkeys(_DECODER, "int4-awq-qdq")},
             },
-            "4-bit weights scaled and rounded by the activations of the calibration videos, int8 in the tower: smallest",
+            "4-bit weights scaled and rounded by the calibration videos' activations, int8 in the tower: smallest",
             simulated={"fp16": "the vision tower's int8"},
         ),
         Recipe(

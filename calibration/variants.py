@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from prunevid.bundle import Bundle
 from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph, ask_for_exact_int8
+from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 
@@ -24,7 +24,7 @@ class VariantBackend(OrtCpuBackend):
         super().__init__(threads)
         self._bundle = bundle
         self._options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(bundle.path))
-        ask_for_exact_int8(self._options, bundle.manifest.dialect)
+        self.prepare(bundle)
         self._loaded: dict[str, OrtGraph] = {}
         self._variant: dict[str, OrtGraph] = {}
 

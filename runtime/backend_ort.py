@@ -32,6 +32,7 @@ class OrtCpuBackend:
         """
         self._profile_to = profile_to
         self._options = session_options(threads)
+        self._dialect: str | None = None
         self._options.enable_profiling = profile_to is not None
         # One arena for all graphs, since they run one after the other.
         _register_shared_arena()
@@ -40,11 +41,17 @@ class OrtCpuBackend:
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
         """See :class:`prunevid.runtime.backend.Backend`."""
         check_onnxruntime(bundle.manifest.least_onnxruntime, str(bundle.path), ort.__version__)
-        ask_for_exact_int8(self._options, bundle.manifest.dialect)
+        self.prepare(bundle)
         file = bundle.file(bundle.manifest.graphs[name].file)
         if self._profile_to is not None:
             self._options.profile_file_prefix = str(self._profile_to / file.stem)
         return OrtGraph(open_session(file, self._options, ["CPUExecutionProvider"]), file, "cpu")
+
+    def prepare(self, bundle: Bundle) -> None:
+        """Set the options that depend on the bundle; a backend is for bundles of one dialect."""
+        if self._dialect is None:
+            self._dialect = bundle.manifest.dialect
+            ask_for_exact_int8(self._options, self._dialect)
 
     def past_rows(self, length: int) -> int:
         """Just those in use."""

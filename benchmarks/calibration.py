@@ -132,8 +132,9 @@ def measure(questions: int) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
     lines = [
-        "| recipe | on disk | exact match, pruned | minus fp32 (paired) | same answer | unpruned | minus fp32 |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | on disk | exact match, pruned | minus fp32 (paired) | same answer | KL "
+        "| unpruned | minus fp32 | KL |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["bundles"].items():
         cells = [name, f"{row['bytes'] / 1e6:.2f} MB"]
@@ -144,6 +145,7 @@ def table(result: dict[str, Any]) -> str:
             cells.append(f"{100 * found['difference to fp32']:+.1f} ({low:+.1f} to {high:+.1f})")
             if how == "pruned":
                 cells.append(f"{found['same answer']:.1%}")
+            cells.append(f"{found['divergence']:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"{result['questions']} questions about {result['videos']} videos."])
 
@@ -151,7 +153,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and print; write JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--questions", type=int, default=500, help="held-out questions, at least")
+    parser.add_argument("--questions", type=int, default=2000, help="held-out questions, at least")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     result = measure(args.questions)

@@ -21,6 +21,7 @@ from demo import world
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.calibration.budget import Budget
+from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.front_page import draw_page
 from prunevid.calibration.judge import divergence, normal
 from prunevid.calibration.latency import ROUNDS, measure_ttft
@@ -161,6 +162,21 @@ def test_the_written_bundle_does_what_its_manifest_says(tuned: Tuned, questions:
     assert said.divergence == pytest.approx(np.mean(divergences), abs=1e-4)
     assert tuned.chosen.accuracy == np.mean(right)
     assert tuned.unpruned.outcome.agreement == 1
+
+
+def test_a_quantized_bundle_is_tuned_as_it_is(demo_bundle: Path, questions: Path, tmp_path: Path) -> None:
+    """Against itself unpruned, in int8 with its KV cache."""
+    videos, settings = read_questions(questions), Settings("cpu-int8", min_agreement=0.5, kv_cache="int8")
+    source = calibrate(demo_bundle, videos, tmp_path / "int8", settings).bundle
+    budget = TuneSettings(Budget(max_tokens=0.1), Grid((0.25,), (0.8,), (0.25,), (0.1, 0.4)), least_held_out=0.5)
+    made = tune([source.path], videos, tmp_path / "out", budget)
+    assert made.bundle.manifest.quantization == source.manifest.quantization
+    assert made.bundle.manifest.prune == made.chosen.candidate.prune != source.manifest.prune
+    assert made.unpruned.outcome.agreement == 1.0
+    assert made.chosen.outcome.kept_share <= 0.1
+    stream = load(made.bundle).open(videos[0].path).stream(videos[0].questions[0].text, SHORT)
+    assert "".join(stream)
+    assert stream.answer.pruned
 
 
 def test_all_that_was_tried_is_in_the_json(tuned: Tuned) -> None:

@@ -1,5 +1,7 @@
 """The figures of the README, docs/benchmarks.md and docs/calibrate.md in one go: `python -m benchmarks`.
 
+Left out are two: `quantize_memory` wants a bundle of 32 GB, and `without_vnni` gcc and objdump.
+
 Each measurement runs in a process of its own, prints its table and writes its JSON to benchmarks/results/. Takes
 more than half an hour on two cores that do nothing else; onnxruntime-genai has to be installed beside the project.
 """

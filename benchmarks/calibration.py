@@ -38,7 +38,7 @@ _SAMPLING = SamplingConfig(max_new_tokens=6)
 _CALIBRATION_VIDEOS = 64
 _FIRST_CALIBRATION, _FIRST_HELD_OUT = 0, 20_000
 
-# What int4-awq is held against: the same blocks without its scales. No recipe of the product: known here only.
+# What int4-awq is held against: the same blocks, to the nearest. No recipe of the product: known here only.
 _ROUNDED = Recipe(
     "int4, rounded",
     "int4",
@@ -46,9 +46,9 @@ _ROUNDED = Recipe(
         "ort": {"vision_merge": "dynamic-int8", "llm_pre": "int4-block128", "llm_post": "int4-block128"},
         "portable": {"vision_merge": "int8-qdq", "llm_pre": "int4-block128-qdq", "llm_post": "int4-block128-qdq"},
     },
-    "as int4-awq, weights not scaled",
+    "as int4-awq, weights neither scaled nor compensated",
 )
-_ROUNDING: dict[str, Treatment] = {
+_PLAIN_TREATMENTS: dict[str, Treatment] = {
     "int4-block128": BlockInt4(Int4Blocks(128)),
     "int4-block128-qdq": BlockInt4Qdq(activation_aware=False),
 }
@@ -103,7 +103,7 @@ def measure(questions: int) -> dict[str, Any]:
         videos = calibration_videos(videos_folder)
         bundles = {"fp32": export("demo", folder / "demo-ort")}
         RECIPES[_ROUNDED.name] = _ROUNDED
-        TREATMENTS.update(_ROUNDING)
+        TREATMENTS.update(_PLAIN_TREATMENTS)
         for recipe in RECIPES.values():
             for dialect in recipe.dialects:
                 called = recipe.name if len(recipe.dialects) == 1 else f"{recipe.name} ({dialect})"

@@ -4,7 +4,7 @@
     python -m benchmarks.quantize_memory bundles/llava-ov --output benchmarks/results/quantize-memory.json
 
 Where ``--output`` exists, runs of other models, precisions or recipes in it are kept. Activations, which some recipes
-look at, are drawn at random and held as observed ones are: observing takes what running the graph takes. Each recipe
+look at, are drawn at random and held as observed ones are; observing itself is not measured here. Each recipe
 runs in a process of its own, whose largest resident memory is stated; it counts the interpreter and its libraries, and
 pages of files that are mapped. What is written is removed again: it takes about half of the bundle's size, beside it.
 """
@@ -95,7 +95,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def merge(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Earlier runs, each replaced by a new one of the same model, precision and recipe, and the new ones."""
+    """Earlier runs, each replaced by a new one of the same model, dialect, precision and recipe, and the new."""
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
         return tuple(str(row[name]) for name in ("model", "dialect", "precision", "recipe"))

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +188,11 @@ def _digest(bundle: Bundle, parts: Split, settings: Settings) -> str:
         asdict(bundle.manifest.prune),
         questions,
         settings.recipe,
+        # What is done to a graph changes between versions, and its description with it.
+        [
+            TREATMENTS[treatment].text
+            for treatment in RECIPES[settings.recipe].dialects[bundle.manifest.dialect].values()
+        ],
         settings.max_new_tokens,
     ]
     return _hashed(depends_on)
@@ -216,7 +220,7 @@ def _quantize(
         for source, group in missing.items():
             inputs = treatment.fit([linear.weight for linear in group], activations.get(source))
             for linear in group:
-                store.quantize(linear, partial(treatment.quantize, inputs=inputs), inputs)
+                store.quantize(linear, treatment.quantize, inputs)
                 progress.advance(linear.weight.tensor.nbytes)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prunevid.calibration.recipes import KV_CACHES, RECIPES
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output, write_whole
+from prunevid.runtime.machine import has_exact_int8
 from prunevid.runtime.options import add_threads_option
 
 if TYPE_CHECKING:
@@ -232,6 +233,8 @@ def report(made: Calibrated) -> str:
     if manifest.quantization.kv_cache:
         lines.append(f"  KV cache: {manifest.quantization.kv_cache}")
     simulated = RECIPES[manifest.quantization.recipe].simulated.get(manifest.float_type)
+    if manifest.dialect == "portable" and not has_exact_int8():
+        simulated = manifest.precision
     if simulated:
         lines.append(f"  judged on this CPU with {simulated} simulated in float")
     lines.append(f"  held-out questions: {judgement.questions}, same answer: {judgement.agreement:.1%}")

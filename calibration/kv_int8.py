@@ -115,9 +115,9 @@ def scales_of(
 def put_int8_cache(model: ir.Model, scales: Sequence[Scales]) -> None:
     """Let a graph with attention keep its KV cache in int8, in place; ``scales`` are its layers', in order.
 
-    A decode step attends over the codes. Blocks of several rows, for which ONNX Runtime's int8 attention is three
-    times slower than its float one, write their codes and attend in float over what the codes stand for: the same to
-    rounding, so that it makes no difference in which blocks rows come.
+    A decode step attends over the codes. Blocks of several rows, for which ONNX Runtime's int8 attention takes two to
+    three times as long as its float one, write their codes and attend in float over what the codes stand for: the same
+    to rounding, so that it makes no difference in which blocks rows come.
     """
     graph = model.graph
     tape = _Tape(graph)

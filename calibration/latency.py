@@ -25,10 +25,10 @@ def measure_ttft(
 ) -> dict[Candidate, float]:
     """Median milliseconds to the first token, from the video file on, of every setting; kept in the workspace.
 
-    A round asks every setting of a bundle one question about one video, every other round backwards, after one round
-    that does not count. What comes before merging is the same work for all: it is run once a round, and its median
-    over all rounds is in every figure. Only one bundle is in memory; they come in turns, there and back, so that a
-    machine that slows down does so for all of them.
+    A round asks every setting of a bundle one question about one video, every other round backwards; the first round of
+    a bundle in each pass does not count. What comes before merging is the same work for all: it is run once a round,
+    and its median over all rounds is in every figure. Only one bundle is in memory; they come in turns, there and
+    back, so that a machine that slows down does so for all of them.
     """
     step = f"ttft {' '.join(sorted(c.name for c in wanted))}"
     if step not in workspace:

@@ -13,7 +13,7 @@ from prunevid.calibration.activations import Activations
 from prunevid.calibration.linears import Linear, find_linears
 from prunevid.calibration.qdq import BlockInt4Qdq, StaticQdq, fit_int4, scaled
 from prunevid.calibration.qdq_schemes import Float8Activations, Float8PerChannel, Int8Activations
-from prunevid.calibration.schemes import Int4Blocks, Int8PerChannel, Matrix, Scheme
+from prunevid.calibration.schemes import Int4Blocks, Int8PerChannel, Matrix
 from prunevid.calibration.store import INPUT_PARTS, InputScaling
 
 _CONTRIB = "com.microsoft"
@@ -25,11 +25,6 @@ class Treatment(Protocol):
     @property
     def text(self) -> str:
         """What is done, in words."""
-        ...
-
-    @property
-    def scheme(self) -> Scheme:
-        """How the weight is quantized."""
         ...
 
     @property
@@ -56,7 +51,7 @@ class Treatment(Protocol):
         ...
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """The scheme's arrays for a matrix, whose rows are multiplied by the inputs' scale already."""
+        """The arrays that stand for a matrix, whose rows are multiplied by the inputs' scale already."""
         ...
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:

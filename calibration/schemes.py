@@ -1,4 +1,4 @@
-"""How one weight matrix is quantized: plain NumPy over blocks of it, so that it is never in memory as floats.
+"""How one weight matrix is quantized: plain NumPy over blocks of it, so that no large one is ever in memory as floats.
 
 A matrix is [K inputs, N outputs], whichever way it is stored. Every scheme is symmetric: a quantized weight times its
 scale is the weight, without a zero point to subtract (int4 keeps its codes unsigned, with 8 standing for zero).
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from prunevid.calibration.compensate import Rounding
+from prunevid.calibration.compensate import MOMENT_BLOCK, Rounding
 
 # Elements that are read as floats and quantized at once.
 _BLOCK = 1 << 20
@@ -150,7 +150,12 @@ class Int4Blocks:
     block: int
 
     def quantize(self, matrix: Matrix, rounding: Rounding | None = None) -> dict[str, np.ndarray]:
-        """See :class:`Scheme`; codes to the nearest, or by ``rounding``, which leaves the scales as they are."""
+        """See :class:`Scheme`; codes to the nearest, or by ``rounding``, which leaves the scales as they are.
+
+        ``rounding`` takes whole blocks: in one that is all zero, it has no error to make up for.
+        """
+        if rounding is not None and self.block % MOMENT_BLOCK:
+            raise ValueError(f"blocks of {self.block} inputs are not rounded by their activations")
         inputs, outputs = matrix.shape
         blocks = -(-inputs // self.block)
         codes = np.empty((outputs, blocks, self.block // 2), np.uint8)

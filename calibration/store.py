@@ -49,7 +49,7 @@ class WeightStore:
         return self._step(linear.name) in self._workspace
 
     def quantize(
-        self, linear: Linear, quantize: Callable[[Matrix], dict[str, np.ndarray]], inputs: InputScaling
+        self, linear: Linear, quantize: Callable[[Matrix, InputScaling], dict[str, np.ndarray]], inputs: InputScaling
     ) -> None:
         """Quantize a layer's matrix, unless that was done before. At most one layer is in memory.
 
@@ -59,9 +59,9 @@ class WeightStore:
         if self.has(linear):
             return
         if inputs.scale is None:
-            quantized = quantize(linear.weight)
+            quantized = quantize(linear.weight, inputs)
         else:
-            quantized = quantize(ScaledMatrix(linear.weight, inputs.scale))
+            quantized = quantize(ScaledMatrix(linear.weight, inputs.scale), inputs)
             quantized["inverse"] = (np.float32(1) / inputs.scale).astype(linear.weight.dtype)
         quantized |= inputs.arrays
         arrays: dict[str, dict[str, object]] = {}

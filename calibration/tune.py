@@ -113,11 +113,11 @@ def tune(
         chosen: Candidate | None = None
         try:
             chosen = choose(found, ttft_ms, settings.budget)
+            if chosen not in ttft_ms:
+                ttft_ms = measure_ttft(trials, [chosen, present, off], parts.calibration, workspace) | ttft_ms
         finally:
             if on_front:
                 on_front(to_json(found, ttft_ms, settings.budget, present, chosen))
-        if chosen not in ttft_ms:
-            ttft_ms |= measure_ttft(trials, [chosen, present, off], parts.calibration, workspace)
         progress.tell(f"chosen: {describe(chosen)}: {figures(found.tried[chosen], ttft_ms[chosen])}")
         judged = [_judge(trials, c, parts.held_out, ttft_ms[c], progress) for c in (off, present, chosen)]
         _check_agreement(judged[-1], settings, workspace)

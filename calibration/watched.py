@@ -39,18 +39,18 @@ class _Watch:
         flat = self._node("Reshape", source, self._constant("shape", [-1, inputs]))
         # In half precision sums would overflow.
         rows = self._node("Cast", flat, to=ir.DataType.FLOAT.value)
-        # Nothing is the largest of no rows. A row of zeros changes no sum and no largest magnitude.
-        zero = np.zeros((1, inputs), np.float32)
-        some = self._node("Concat", rows, self._constant("zero", zero), axis=0)
-        magnitude = self._node("Abs", some)
+        magnitude = self._node("Abs", rows)
+        # Nothing is the largest of no rows.
+        zero = self._constant("zero", np.zeros((1, inputs), np.float32))
+        largest = self._node("Concat", magnitude, zero, axis=0)
         first_axis = self._constant("axis", [0])
         ends = [self._constant("start", [0]), self._constant("end", [2**62]), first_axis]
         sample = self._node("Slice", rows, *ends, self._constant("step", [_EVERY]))
         self._output(self._node("ReduceSum", magnitude, first_axis, keepdims=0), "total", [inputs])
-        self._output(self._node("ReduceMax", magnitude, first_axis, keepdims=0), "largest", [inputs])
+        self._output(self._node("ReduceMax", largest, first_axis, keepdims=0), "largest", [inputs])
         self._output(self._node("Shape", flat, start=0, end=1), "count", [1], ir.DataType.INT64)
         self._output(sample, "rows", [f"sampled.{self._index}", inputs])
-        self._output(self._moments(some, inputs), "moments", [-(-inputs // MOMENT_BLOCK), MOMENT_BLOCK, MOMENT_BLOCK])
+        self._output(self._moments(rows, inputs), "moments", [-(-inputs // MOMENT_BLOCK), MOMENT_BLOCK, MOMENT_BLOCK])
 
     def _moments(self, rows: ir.Value, inputs: int) -> ir.Value:
         squares = self._node("ReduceSumSquare", rows, self._constant("last_axis", [1]))
@@ -58,7 +58,8 @@ class _Watch:
         length = self._node("Sqrt", self._node("Max", squares, self._constant("least", np.array([1e-30], np.float32))))
         units = self._node("Div", rows, length)
         whole = self._node("Pad", units, self._constant("pads", [0, 0, 0, -inputs % MOMENT_BLOCK]))
-        blocks = self._node("Reshape", whole, self._constant("blocks", [0, -1, MOMENT_BLOCK]))
+        count = -(-inputs // MOMENT_BLOCK)
+        blocks = self._node("Reshape", whole, self._constant("blocks", [0, count, MOMENT_BLOCK]))
         by_block = self._node("Transpose", blocks, perm=[1, 0, 2])
         by_channel = self._node("Transpose", blocks, perm=[1, 2, 0])
         return self._node("MatMul", by_channel, by_block)

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on: without it, a figure means nothing."""
+"""The machine at hand: what a figure was measured on, and what its processor computes exactly."""
 
 from __future__ import annotations
 

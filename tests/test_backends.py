@@ -30,14 +30,13 @@ from prunevid.engines import EngineDevice
 from prunevid.quantization import Quantization
 from prunevid.runtime.arrays import DeviceArray
 from prunevid.runtime.backend import choose_backend
-from prunevid.runtime.backend_ort import OrtCpuBackend, ask_for_exact_int8, session_options
+from prunevid.runtime.backend_ort import OrtCpuBackend
 from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
 from prunevid.runtime.backend_tensorrt import TensorRtBackend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.device_memory import DeviceMemory
 from prunevid.runtime.engine_context import output_allocator
-from prunevid.runtime.machine import has_exact_int8
 from prunevid.runtime.pipeline import Pipeline
 
 Bundles = Callable[[str], Bundle]
@@ -398,34 +397,3 @@ def test_engines_on_a_gpu_answer_as_onnx_runtime_on_the_cpu(
     except PruneVidError as error:
         pytest.skip(f"tensorrt: {error}")
     assert_same(record(bundle, backend), on_cpu("portable", 512), apart=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("processor", "flags", "exact"),
-    [
-        ("x86_64", "fpu sse4_2 avx avx2 fma", False),
-        ("x86_64", "fpu avx2 avx512f avx512bw", False),
-        ("x86_64", "fpu avx2 avx512f avx512_vnni", True),
-        ("AMD64", "fpu avx2 avx_vnni", True),
-        ("x86_64", None, False),
-        ("aarch64", None, True),
-    ],
-)
-def test_int8_is_computed_in_ways_that_are_exact_on_the_processor(
-    processor: str, flags: str | None, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without VNNI, sums of two products saturate in 16 bits: 21 points of exact match, measured."""
-    if flags is not None:
-        (tmp_path / "proc").mkdir()
-        (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: Some\nflags\t\t: {flags}\n")
-    monkeypatch.setattr("platform.machine", lambda: processor)
-    assert has_exact_int8(tmp_path) == exact
-    monkeypatch.setattr("prunevid.runtime.backend_ort.has_exact_int8", lambda: exact)
-    for dialect, remedy in (("ort", "session.x64quantprecision"), ("portable", "session.disable_quant_qdq")):
-        options = session_options(1)
-        ask_for_exact_int8(options, dialect)
-        if exact:
-            with pytest.raises(RuntimeError, match="does not have configuration"):
-                options.get_session_config_entry(remedy)
-        else:
-            assert options.get_session_config_entry(remedy) == "1"

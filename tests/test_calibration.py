@@ -30,6 +30,7 @@ from prunevid.calibration.questions import (
 from prunevid.calibration.recipes import RECIPES
 from prunevid.calibration.rewrite import TREATMENTS
 from prunevid.calibration.schemes import ArrayMatrix
+from prunevid.calibration.store import InputScaling
 from prunevid.runtime import load
 
 ROOT = Path(__file__).parents[1]
@@ -109,11 +110,11 @@ def test_what_is_no_linear_layer_stays_as_it_was(quantized: Path, demo_bundle: P
 
 def test_the_weights_are_the_originals_quantized(quantized: Path, demo_bundle: Path) -> None:
     for name, treatment in RECIPES[quantized.name].dialects["ort"].items():
-        scheme = TREATMENTS[treatment].scheme
         values = load_graph(quantized / f"{name}.onnx").graph.initializers
         for linear in find_linears(load_graph(demo_bundle / f"{name}.onnx")):
             matrix = read_rows(linear.weight.tensor, 0, int(linear.weight.tensor.shape[0]))
-            expected = scheme.quantize(ArrayMatrix(matrix.T if linear.weight.transposed else matrix))
+            whole = ArrayMatrix(matrix.T if linear.weight.transposed else matrix)
+            expected = TREATMENTS[treatment].quantize(whole, InputScaling())
             for part, array in expected.items():
                 written = values[f"{linear.name}.{part}"].const_value
                 assert isinstance(written, ir.ExternalTensor)

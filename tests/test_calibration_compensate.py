@@ -61,12 +61,12 @@ def test_inputs_that_do_not_hang_together_are_rounded_to_the_nearest() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 4), st.integers(0, 63), st.integers(1, 5), st.integers(0, 2**32))
-def test_outputs_change_less(blocks: int, odd: int, outputs: int, seed: int) -> None:
-    """By less than half, of any number of inputs, with the same scales: by both ways of writing int4."""
+@given(st.integers(1, 4), st.integers(0, 44), st.integers(0, 2**32))
+def test_outputs_change_less(blocks: int, odd: int, seed: int) -> None:
+    """By more than half, over 32 outputs, with the same scales: by both ways of writing int4."""
     rng = np.random.default_rng(seed)
     for scheme, inputs in ((Int4Blocks(128), 64 * blocks - odd), (Int4PerBlock(), 64 * blocks)):
-        rows, matrix = correlated(rng, 300, inputs), rng.standard_normal((inputs, outputs)).astype(np.float32)
+        rows, matrix = correlated(rng, 300, inputs), rng.standard_normal((inputs, 32)).astype(np.float32)
         rounding = Rounding(activations_of(rows).moments)
         nearest, by_rows = scheme.quantize(ArrayMatrix(matrix)), scheme.quantize(ArrayMatrix(matrix), rounding)
         assert np.array_equal(nearest["scale"], by_rows["scale"])
@@ -74,7 +74,7 @@ def test_outputs_change_less(blocks: int, odd: int, outputs: int, seed: int) -> 
         before, after = (
             np.square(units @ (scheme.dequantize(arrays, inputs) - matrix)).sum() for arrays in (nearest, by_rows)
         )
-        assert after < (before if inputs < 64 else 0.5 * before)
+        assert after < 0.5 * before
 
 
 @pytest.mark.parametrize("scheme", [Int4Blocks(128), Int4PerBlock()])

@@ -13,6 +13,7 @@ import pytest
 from prunevid.calibration.linears import Linear, StoredMatrix, find_linears
 from prunevid.calibration.rewrite import TREATMENTS, put_quantized
 from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel, sampled_columns
+from prunevid.calibration.store import InputScaling
 from prunevid.runtime.backend_ort import ask_for_exact_int8, session_options
 
 RNG = np.random.default_rng(5)
@@ -124,7 +125,7 @@ def run_quantized(matrix: np.ndarray, x: np.ndarray, treatment: str, folder: Pat
     model = one_linear(matrix, folder, transposed=transposed)
     (linear,) = find_linears(model)
     assert isinstance(linear, Linear)
-    arrays = TREATMENTS[treatment].scheme.quantize(linear.weight)
+    arrays = TREATMENTS[treatment].quantize(linear.weight, InputScaling())
     tensors = {part: ir.Tensor(array, name=f"layer.{part}") for part, array in arrays.items()}
     put_quantized(model, TREATMENTS[treatment], {"layer": tensors})
     assert not find_linears(model)
@@ -139,7 +140,10 @@ def run_quantized(matrix: np.ndarray, x: np.ndarray, treatment: str, folder: Pat
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("largest", [False, True])
 def test_dynamic_int8_computes_what_it_says(largest: bool, transposed: bool, tmp_path: Path) -> None:
-    """Also where all codes are as large as they get, and two products do not fit into 16 bits."""
+    """Also where all codes are as large as they get, and two products do not fit into 16 bits.
+
+    On a processor with VNNI that cannot fail; see :func:`prunevid.runtime.machine.has_exact_int8`.
+    """
     matrix, x = a_matrix(96, 40), RNG.standard_normal((5, 96)).astype(np.float32)
     if largest:
         matrix, x = np.sign(matrix), np.ones_like(x)

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,15 @@ def measure(questions: int) -> dict[str, Any]:
                 bundles[called] = made.bundle
                 print(f"{called}: {asdict(made.judgement)}", file=sys.stderr, flush=True)
         for prune in (True, False):
-            original = None
+            original, how = None, "pruned" if prune else "unpruned"
+            known: dict[str, list[np.ndarray]] = {}
             for which, bundle in bundles.items():
                 right, texts, logits = answer(load(bundle, "ort-cpu", verify=False), samples, prune)
                 original = original or (right, texts, logits)
+                known[which] = right
                 accuracy, interval = bootstrap(right, None)
                 difference, paired = bootstrap(right, original[0])
-                rows.setdefault(which, {"bytes": bundle.size})["pruned" if prune else "unpruned"] = {
+                rows.setdefault(which, {"bytes": bundle.size})[how] = {
                     "accuracy": accuracy,
                     "interval": interval,
                     "difference to fp32": difference,
@@ -126,7 +129,15 @@ def measure(questions: int) -> dict[str, Any]:
                     "same answer": float(np.mean(np.concatenate(texts) == np.concatenate(original[1]))),
                     "divergence": float(divergence(original[2], logits).mean()),
                 }
+            for which, rounded in beside_rounded(known):
+                difference, paired = bootstrap(known[which], known[rounded])
+                rows[which][how] |= {"difference to rounded": difference, "paired interval to rounded": paired}
     return {"questions": sum(len(s.questions) for s in samples), "videos": len(samples), "bundles": rows}
+
+
+def beside_rounded(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Which of the bundles called so is to be held against which that was rounded to the nearest."""
+    return [(name, name.replace("int4-awq", _ROUNDED.name)) for name in names if name.startswith("int4-awq")]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -147,6 +158,13 @@ def table(result: dict[str, Any]) -> str:
                 cells.append(f"{found['same answer']:.1%}")
             cells.append(f"{found['divergence']:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for name, rounded in beside_rounded(result["bundles"]):
+        for how in ("pruned", "unpruned"):
+            found = result["bundles"][name][how]
+            low, high = (100 * x for x in found["paired interval to rounded"])
+            difference = f"{100 * found['difference to rounded']:+.1f} ({low:+.1f} to {high:+.1f})"
+            lines.append(f"{name} minus {rounded}, {how}, paired: {difference}")
     return "\n".join([*lines, "", f"{result['questions']} questions about {result['videos']} videos."])
 
 

@@ -10,7 +10,6 @@ the unpruned chain are paired.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe
+from benchmarks.report import save
 from demo import world
 from prunevid.export import export
 from prunevid.export.catalog import checkpoint_of_demo
@@ -248,9 +248,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args.videos, str(export("demo", Path(folder) / "demo").path))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
+    save({"machine": describe(), **result}, args.output)
     print(table(result))
 
 

@@ -9,7 +9,6 @@ unpruned. Intervals are 95 % bootstrap intervals over videos, paired with fp32.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from PIL import Image
 
 from benchmarks.accuracy import bootstrap
 from benchmarks.machine import describe
+from benchmarks.report import points, save
 from demo import world
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import divergence
@@ -151,9 +151,8 @@ def table(result: dict[str, Any]) -> str:
         cells = [name, f"{row['bytes'] / 1e6:.2f} MB"]
         for how in ("pruned", "unpruned"):
             found = row[how]
-            low, high = (100 * x for x in found["paired interval"])
             cells.append(f"{100 * found['accuracy']:.1f} %")
-            cells.append(f"{100 * found['difference to fp32']:+.1f} ({low:+.1f} to {high:+.1f})")
+            cells.append(points(found["difference to fp32"], found["paired interval"]))
             if how == "pruned":
                 cells.append(f"{found['same answer']:.1%}")
             cells.append(f"{found['divergence']:.3f}")
@@ -162,8 +161,7 @@ def table(result: dict[str, Any]) -> str:
     for name, rounded in beside_rounded(result["bundles"]):
         for how in ("pruned", "unpruned"):
             found = result["bundles"][name][how]
-            low, high = (100 * x for x in found["paired interval to rounded"])
-            difference = f"{100 * found['difference to rounded']:+.1f} ({low:+.1f} to {high:+.1f})"
+            difference = points(found["difference to rounded"], found["paired interval to rounded"])
             lines.append(f"{name} minus {rounded}, {how}, paired: {difference}")
     return "\n".join([*lines, "", f"{result['questions']} questions about {result['videos']} videos."])
 
@@ -175,9 +173,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     result = measure(args.questions)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
+    save({"machine": describe(), **result}, args.output)
     print(table(result))
 
 

@@ -11,7 +11,6 @@ decoder whose weights pass through them in between.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +22,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from benchmarks.machine import describe
+from benchmarks.report import save
 from prunevid.calibration.kv_int8 import Scales, put_int8_cache
 from prunevid.runtime.backend_ort import session_options
 
@@ -163,10 +163,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     rows = measure(args.repeats, args.threads)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": describe(), "threads": args.threads, "repeats": args.repeats, "runs": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    save({"machine": describe(), "threads": args.threads, "repeats": args.repeats, "runs": rows}, args.output)
     print(table(rows))
 
 

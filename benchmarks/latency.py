@@ -12,7 +12,6 @@ memory it once had. Vision is timed once per process: it is the same work in all
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 from benchmarks import genai
 from benchmarks.machine import describe, peak_rss
+from benchmarks.report import save
 from benchmarks.systems import QUESTION, Chain, System, Transformers
 from prunevid.bundle import open_bundle
 from prunevid.calibration.calibrate import Settings, quantize
@@ -266,9 +266,7 @@ def main() -> None:
         "machine": describe(),
         "results": results,
     }
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    save(report, args.output)
     print(table(results))
 
 

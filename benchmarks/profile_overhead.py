@@ -10,7 +10,6 @@ a busy machine disturbs less.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.machine import describe
+from benchmarks.report import save
 from prunevid.runtime import Pipeline, SamplingConfig, load
 from prunevid.runtime.profile import ProfileSettings, profile
 from prunevid.runtime.profile.defaults import QUESTION
@@ -90,10 +90,7 @@ def main() -> None:
 
             bundle = str(export("demo", Path(folder) / "bundle").path)
         result = measure(bundle, args.video, args.frames, args.rounds, args.tokens, args.threads)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": describe(), "frames": args.frames, "rounds": args.rounds, **result}
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    save({"machine": describe(), "frames": args.frames, "rounds": args.rounds, **result}, args.output)
     print(
         f"time to the last token: profiling adds {result['of_medians']:+.2%} "
         f"(rounds: quartiles {result['lower_quartile']:+.2%} and {result['upper_quartile']:+.2%})"

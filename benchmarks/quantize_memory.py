@@ -24,10 +24,11 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.machine import describe, peak_rss
+from benchmarks.report import save
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.calibration.activations import Activations, input_groups
 from prunevid.calibration.calibrate import Settings, quantize
-from prunevid.calibration.compensate import MOMENT_BLOCK
+from prunevid.calibration.compensate import in_blocks
 from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.questions import Split
@@ -44,10 +45,8 @@ def drawn(bundle: Bundle, name: str, *_: object) -> dict[str, Activations]:
     for source, linears in input_groups(load_graph(bundle.file(bundle.manifest.graphs[name].file))).items():
         inputs = linears[0].weight.shape[0]
         rows = rng.standard_normal((_ROWS, inputs), np.float32) * rng.lognormal(size=inputs).astype(np.float32)
-        whole = np.pad(rows, ((0, 0), (0, -inputs % MOMENT_BLOCK)))
-        blocks = whole.reshape(_ROWS, -1, MOMENT_BLOCK).transpose(1, 0, 2)
-        units = blocks / np.linalg.norm(rows, axis=1)[:, None]
-        moments = units.transpose(0, 2, 1) @ units / _ROWS
+        units = in_blocks((rows / np.linalg.norm(rows, axis=1, keepdims=True)).T)
+        moments = units @ units.transpose(0, 2, 1) / _ROWS
         magnitude = np.abs(rows)
         seen[source] = Activations(magnitude.mean(axis=0), rows, magnitude.max(axis=0), moments)
     return seen
@@ -122,8 +121,7 @@ def main() -> None:
         rows.append({**_in_own_process(args.bundle, recipe), "machine": describe()})
         if args.output:
             before = json.loads(args.output.read_text())["runs"] if args.output.exists() else []
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps({"runs": merge(before, rows)}, indent=1) + "\n")
+            save({"runs": merge(before, rows)}, args.output)
     print(table(rows))
 
 

@@ -9,7 +9,6 @@ two prune layers, so that this is searched, too.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from benchmarks.calibration import calibration_videos
 from benchmarks.machine import describe
+from benchmarks.report import save
 from prunevid import PruneConfig
 from prunevid.calibration.budget import Budget
 from prunevid.calibration.front_chart import draw_png
@@ -101,9 +101,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="the first budget's front, as PNG")
     args = parser.parse_args()
     result = measure(args.videos)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"machine": describe(), **result}) + "\n")
+    save({"machine": describe(), **result}, args.output, indent=None)
     if args.picture:
         args.picture.write_bytes(draw_png(result["front"]))
     print(table(result))

@@ -28,6 +28,7 @@ import onnxruntime as ort
 from benchmarks.accuracy import bootstrap
 from benchmarks.calibration import answer, calibration_videos, held_out_samples
 from benchmarks.machine import describe
+from benchmarks.report import points, save
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.schemes import ArrayMatrix, Int8PerChannel
 from prunevid.export import export
@@ -171,10 +172,9 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| recipe | kernels | pruned, minus fp32 | unpruned, minus fp32 |", "|---|---|---|---|"]
     for recipe, by_kernels in result["recipes"].items():
         for kernels, row in by_kernels.items():
-            cells = []
-            for how in ("pruned", "unpruned"):
-                low, high = (100 * end for end in row[how]["paired interval"])
-                cells.append(f"{100 * row[how]['difference to fp32']:+.1f} ({low:+.1f} to {high:+.1f})")
+            cells = [
+                points(row[how]["difference to fp32"], row[how]["paired interval"]) for how in ("pruned", "unpruned")
+            ]
             if recipe != "fp32":
                 lines.append(f"| {recipe} | {kernels} | {' | '.join(cells)} |")
     lines += ["", f"{result['questions']} questions.", ""]
@@ -199,9 +199,7 @@ def main() -> None:
         print(json.dumps(answers(args.here, args.questions, args.kernels)))
         return
     result = measure(args.questions)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
+    save({"machine": describe(), **result}, args.output)
     print(table(result))
 
 

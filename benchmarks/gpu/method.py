@@ -10,7 +10,6 @@ question about a video with LLaVA-OneVision-7B in bfloat16, unpruned (sdpa) and 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from benchmarks.gpu.merging import Merger
 from benchmarks.gpu.model import Outcome, Question, answer, encode, random_model
 from benchmarks.gpu.timing import copy_bandwidth
 from benchmarks.machine import describe
+from benchmarks.report import save
 from prunevid import PruneConfig
 
 SHAPES = (Shape("LLaVA-OneVision-7B", 32, 196, 3584), Shape("PLLaVA", 16, 144, 4096))
@@ -148,9 +148,7 @@ def main() -> None:
         "rounds": args.rounds,
         "method": compare(model, args.frames, args.steps, args.rounds),
     }
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    save(report, args.output)
     print(table(report))
     if any("wrong" in counts for counts in checks.values()):
         raise SystemExit(1)

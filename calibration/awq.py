@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunevid.calibration.activations import Activations
-from prunevid.calibration.compensate import MOMENT_BLOCK
+from prunevid.calibration.compensate import in_blocks
 from prunevid.calibration.schemes import ArrayMatrix, Block, Matrix, Scheme
 
 POWERS = np.linspace(0, 1, 11)
@@ -78,7 +78,7 @@ def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, moments: n
     for index, scale in enumerate(scales):
         by_input = scale[:, None]
         arrays = scheme.quantize(ArrayMatrix(sample * by_input, matrix.dtype))
-        change = _in_blocks(scheme.dequantize(arrays, len(sample)) / by_input - sample)
+        change = in_blocks(scheme.dequantize(arrays, len(sample)) / by_input - sample)
         errors[index] = np.vdot(change, moments @ change)
     errors *= matrix.shape[1] / sample.shape[1]
     return errors
@@ -94,12 +94,6 @@ def find_scale(matrices: Sequence[Matrix], scheme: Scheme, activations: Activati
 
 def scaled_moments(moments: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """The moments float32 [ceil(K / 128), 128, 128] of an input that is divided by ``scale`` [K]."""
-    by_block = np.pad(scale, (0, -len(scale) % MOMENT_BLOCK), constant_values=1).reshape(-1, MOMENT_BLOCK)
-    divided: np.ndarray = moments / by_block[:, :, None] / by_block[:, None, :]
+    by_block = in_blocks(scale[:, None], beyond=1)
+    divided: np.ndarray = moments / by_block / by_block.transpose(0, 2, 1)
     return divided
-
-
-def _in_blocks(rows: np.ndarray) -> np.ndarray:
-    """[K, n] as [ceil(K / 128), 128, n], with zeros beyond K."""
-    whole = np.pad(rows, ((0, -len(rows) % MOMENT_BLOCK), (0, 0)))
-    return whole.reshape(-1, MOMENT_BLOCK, rows.shape[1])

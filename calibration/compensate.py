@@ -18,6 +18,12 @@ _LEAST = 1e-12
 _BATCH = 16
 
 
+def in_blocks(by_input: np.ndarray, beyond: float = 0) -> np.ndarray:
+    """[K, n] as [ceil(K / 128), 128, n], with ``beyond`` for inputs beyond K."""
+    whole = np.pad(by_input, ((0, -len(by_input) % MOMENT_BLOCK), (0, 0)), constant_values=beyond)
+    return whole.reshape(-1, MOMENT_BLOCK, by_input.shape[1])
+
+
 class Rounding:
     """Rounds weights of a matrix whose inputs have these second moments.
 
@@ -44,15 +50,11 @@ class Rounding:
         values: float32 [k, n], the weights of k inputs from ``row`` on, a multiple of 128; steps: float32 [k, n], not
         zero.
         """
-        first, missing = row // MOMENT_BLOCK, -len(values) % MOMENT_BLOCK
-        count = (len(values) + missing) // MOMENT_BLOCK
-        order, moves = self._order[first : first + count], self._moves[first : first + count]
-
-        def sorted_blocks(array: np.ndarray, beyond: float) -> np.ndarray:
-            whole = np.pad(array, ((0, missing), (0, 0)), constant_values=beyond)
-            return np.take_along_axis(whole.reshape(count, MOMENT_BLOCK, -1), order[:, :, None], axis=1)
-
-        left, by_step = sorted_blocks(values, 0), sorted_blocks(steps, 1)
+        first, blocks = row // MOMENT_BLOCK, in_blocks(values)
+        count = len(blocks)
+        order, moves = self._order[first : first + count, :, None], self._moves[first : first + count]
+        left = np.take_along_axis(blocks, order, axis=1)
+        by_step = np.take_along_axis(in_blocks(steps, beyond=1), order, axis=1)
         found = np.empty_like(left)
         for start in range(0, MOMENT_BLOCK, _BATCH):
             stop = start + _BATCH
@@ -64,5 +66,5 @@ class Rounding:
                 left[:, index + 1 : stop] -= moves[:, index, index + 1 : stop, None] * error[:, None]
             left[:, stop:] -= moves[:, start:stop, stop:].transpose(0, 2, 1) @ errors
         levels = np.empty_like(found)
-        np.put_along_axis(levels, order[:, :, None], found, axis=1)
+        np.put_along_axis(levels, order, found, axis=1)
         return levels.reshape(-1, left.shape[2])[: len(values)]

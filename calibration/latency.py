@@ -34,11 +34,11 @@ def measure_ttft(
     if step not in workspace:
         before: list[float] = []
         after: dict[str, list[float]] = {c.name: [] for c in wanted}
-        bundles = sorted({c.bundle for c in wanted})
-        for there, bundle in [(True, b) for b in bundles] + [(False, b) for b in bundles[::-1]]:
+        bundles, half = sorted({c.bundle for c in wanted}), ROUNDS // 2
+        for first, bundle in [(0, b) for b in bundles] + [(half, b) for b in reversed(bundles)]:
             chosen = [c for c in wanted if c.bundle == bundle]
-            for number in range(-1, ROUNDS // 2):
-                video = videos[(max(number, 0) + (0 if there else ROUNDS // 2)) % len(videos)]
+            for number in range(-1, half):
+                video = videos[(first + max(number, 0)) % len(videos)]
                 seconds, by_name = _round(trials, chosen if number % 2 else chosen[::-1], video)
                 if number >= 0:
                     before.append(seconds)

@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration
 
+    from prunevid.calibration.questions import AskedVideo
+
 # Nothing is ever downloaded in a test, and a progress bar per checkpoint would bury the results.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -58,3 +60,11 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from prunevid.export import export
 
     return export("demo", tmp_path_factory.mktemp("bundles") / "demo").path
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
+    """Four videos to calibrate on, with a question each; tests must not change them."""
+    from asked import asked_videos
+
+    return asked_videos(tmp_path_factory.mktemp("videos"), 4)

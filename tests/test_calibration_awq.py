@@ -13,15 +13,13 @@ import pytest
 from activations import activations_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videos import write_video
 
-from demo import world
 from prunevid.bundle import open_bundle
 from prunevid.calibration.activations import input_groups, observe
 from prunevid.calibration.awq import POWERS, ScaledMatrix, candidate_scales, find_scale, output_errors
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.linears import find_linears, load_graph
-from prunevid.calibration.questions import AskedVideo, Question, split
+from prunevid.calibration.questions import AskedVideo, split
 from prunevid.calibration.recipes import RECIPES
 from prunevid.calibration.rewrite import TREATMENTS
 from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks
@@ -29,16 +27,6 @@ from prunevid.calibration.watched import watch_input
 from prunevid.runtime import load
 
 RNG = np.random.default_rng(7)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
-    folder, made = tmp_path_factory.mktemp("videos"), []
-    for index in range(4):
-        sample = world.make_video("validation", 10_000 + index)
-        write_video(folder / f"{index}.mp4", sample.frames, fps=4)
-        made.append(AskedVideo(folder / f"{index}.mp4", (Question("what is this"),)))
-    return made
 
 
 def test_candidates_are_powers_of_the_magnitude() -> None:

@@ -12,6 +12,7 @@ import pytest
 from models import cpu_session
 from videos import write_video
 
+from benchmarks.kv_attention import Decoder, attention
 from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle, write_manifest
@@ -26,28 +27,6 @@ from prunevid.runtime.fit.estimate import estimate, workload
 from prunevid.runtime.fit.precision import PRECISIONS
 
 HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 16, 40
-
-
-def attention_graph() -> ir.Model:
-    """A graph that is one attention with a cache, named as the exporter names it."""
-    floats, ints = ir.DataType.FLOAT, ir.DataType.INT32
-
-    def value(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
-        return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-
-    kv = [1, KV_HEADS, "capacity", DIM]
-    inputs = [value("query", floats, [1, "rows", HEADS * DIM])]
-    inputs += [value(name, floats, [1, "rows", KV_HEADS * DIM]) for name in ("key", "value")]
-    inputs += [value(name, floats, kv) for name in ("past_key.0", "past_value.0")]
-    inputs += [value("last_row", ints, [1]), value("total", ints, [])]
-    sizes = [ir.AttrInt64("num_heads", HEADS), ir.AttrInt64("kv_num_heads", KV_HEADS)]
-    node = ir.Node("com.microsoft", "GroupQueryAttention", inputs, sizes, num_outputs=3)
-    for output, name in zip(node.outputs, ("output", "present_key.0", "present_value.0"), strict=True):
-        output.name, output.type, output.shape = name, ir.TensorType(floats), ir.Shape(kv)
-    node.outputs[0].shape = inputs[0].shape
-    inputs.append(value("past_length", ir.DataType.INT64, [1]))
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 21, "com.microsoft": 1}, name="attention")
-    return ir.Model(graph, ir_version=10)
 
 
 def reference(query: np.ndarray, keys: np.ndarray, values: np.ndarray, past: int) -> np.ndarray:
@@ -70,7 +49,7 @@ def by_head(rows: np.ndarray) -> np.ndarray:
 def test_attention_over_codes_is_attention_over_what_they_stand_for(past: int, rows: int) -> None:
     rng = np.random.default_rng(100 * past + rows)
     scales = Scales(*(rng.uniform(0.5, 1.5, KV_HEADS * DIM).astype(np.float32) / 32 for _ in range(2)))
-    model = attention_graph()
+    model = ir.from_proto(attention(Decoder("tiny", HEADS, KV_HEADS, DIM), CAPACITY, codes=False))
     put_int8_cache(model, [scales])
     session = cpu_session(ir.to_proto(model).SerializeToString())
     query = rng.standard_normal((1, rows, HEADS * DIM)).astype(np.float32)

@@ -21,15 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_backend import RecordingBackend, run_in_numpy
 from onnx import numpy_helper
-from videos import write_video
 
-from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.linears import find_linears, load_graph, read_rows
 from prunevid.calibration.qdq_schemes import Float8Activations, Float8PerChannel, Int4PerBlock, Int8Activations
-from prunevid.calibration.questions import AskedVideo, Question
+from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.recipes import RECIPES
 from prunevid.calibration.schemes import ArrayMatrix, Int8PerChannel
 from prunevid.calibration.smooth import candidate_scales, find_smoothing
@@ -134,16 +132,6 @@ def test_smoothing_helps_where_channels_differ_and_is_left_out_where_not() -> No
     for candidate in candidate_scales(seen.largest, np.abs(matrix).max(axis=1)):
         whole = Int8Activations().step(float((seen.largest / candidate).max()), matrix.dtype)
         assert error(scale, step) <= error(candidate, whole) * 1.0001
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
-    folder, made = tmp_path_factory.mktemp("videos"), []
-    for index in range(4):
-        sample = world.make_video("validation", 10_000 + index)
-        write_video(folder / f"{index}.mp4", sample.frames, fps=4)
-        made.append(AskedVideo(folder / f"{index}.mp4", (Question("what is this"),)))
-    return made
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])

@@ -8,13 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from videos import write_video
+from asked import asked_videos
 
-from demo import world
 from prunevid.bundle import open_bundle
 from prunevid.calibration.calibrate import Calibrated, Settings, calibrate
 from prunevid.calibration.progress import Silent
-from prunevid.calibration.questions import AskedVideo, Question
+from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.sensitivity import FloatChoice
 from prunevid.calibration.workspace import Workspace
 
@@ -48,12 +47,7 @@ class Killed(Silent):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
-    folder, made = tmp_path_factory.mktemp("videos"), []
-    for index in range(8):
-        sample = world.make_video("validation", 10_000 + index)
-        write_video(folder / f"{index}.mp4", sample.frames, fps=4)
-        made.append(AskedVideo(folder / f"{index}.mp4", (Question("what is this", "red"),)))
-    return made
+    return asked_videos(tmp_path_factory.mktemp("videos"), 8, "red")
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from videos import write_video
 
-from demo import world
 from prunevid import PruneVidError
 from prunevid.calibration import calibrate as calibration
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import ask, divergence
 from prunevid.calibration.linears import find_linears, load_graph
 from prunevid.calibration.progress import Silent
-from prunevid.calibration.questions import AskedVideo, Question, split
+from prunevid.calibration.questions import AskedVideo, split
 from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.runtime import SamplingConfig, load
 
@@ -55,16 +53,6 @@ class Listening(Silent):
 
     def tell(self, line: str) -> None:
         self.told.append(line)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> list[AskedVideo]:
-    folder, made = tmp_path_factory.mktemp("videos"), []
-    for index in range(4):
-        sample = world.make_video("validation", 10_000 + index)
-        write_video(folder / f"{index}.mp4", sample.frames, fps=4)
-        made.append(AskedVideo(folder / f"{index}.mp4", (Question("what is this"),)))
-    return made
 
 
 @pytest.mark.parametrize(

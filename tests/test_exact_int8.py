@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from videos import write_video
 
-from demo import world
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.cli import report
-from prunevid.calibration.questions import AskedVideo, Question
+from prunevid.calibration.questions import AskedVideo
 from prunevid.runtime.backend_ort import ask_for_exact_int8, session_options
 from prunevid.runtime.machine import has_exact_int8
 
@@ -53,15 +51,12 @@ def test_a_judgement_in_float_is_reported(
     exact: bool,
     said: str | None,
     tiny_bundle: Callable[[str, str], Path],
+    videos: list[AskedVideo],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in ("prunevid.runtime.backend_ort", "prunevid.calibration.cli"):
         monkeypatch.setattr(f"{module}.has_exact_int8", lambda: exact)
-    videos = []
-    for index in range(4):
-        write_video(tmp_path / f"{index}.mp4", world.make_video("validation", 10_000 + index).frames, fps=4)
-        videos.append(AskedVideo(tmp_path / f"{index}.mp4", (Question("what is this"),)))
     settings = Settings(recipe, min_agreement=0, max_new_tokens=2)
     text = report(calibrate(tiny_bundle("qwen2", "portable"), videos, tmp_path / "out", settings))
     assert ("simulated in float" in text) == (said is not None)

@@ -36,6 +36,8 @@ _FORMATS = (
 )
 _OPEN_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 _MAX_DEMUX_ERRORS = 100
+# Titles need not be UTF-8. From PyAV 19 on that is never an error, and there is no such option.
+_TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class UnusableTimestampsError(Exception):
@@ -68,7 +70,7 @@ def open_video(path: Path) -> Any:
     try:
         # A name may look like a protocol ("concat:..."); an absolute path never does.
         name = str(path.resolve())
-        return av.open(name, mode="r", container_options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        return av.open(name, mode="r", container_options=dict(_OPEN_OPTIONS), **_TOLERANT)
     except av.error.PermissionError as error:
         raise PruneVidError(f"{path}: no permission to read this file") from error
     except av.error.FFmpegError as error:

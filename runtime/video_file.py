@@ -240,7 +240,7 @@ def _decode(container: Any, stream: Any, statistics: _Statistics, key: int | Non
             decoded = packet.decode()
         except av.error.EOFError:
             return
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, ValueError):  # the latter where the decoder would not open, from PyAV 19 on
             statistics.damaged.add(("packet", packet.dts if packet.dts is not None else -1))
             continue
         for frame in decoded:

@@ -242,6 +242,12 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         read_frames(path, 4)
 
 
+def test_a_title_that_is_not_utf_8_is_no_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", 5, title="caf00e")
+    path.write_bytes(path.read_bytes().replace(b"caf00e", b"caf\xe9\xff\xfe"))
+    assert [read_number(image) for image in read_frames(path, 5).frames] == [0, 1, 2, 3, 4]
+
+
 def _text(folder: Path) -> Path:
     path = folder / "notes.txt"
     path.write_text("not a video\n" * 100)

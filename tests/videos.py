@@ -63,6 +63,7 @@ def write_video(
     rotation: int = 0,
     audio_seconds: float = 0.0,
     size: tuple[int, int] = (64, 64),
+    title: str = "",
 ) -> Path:
     """Writes a video; `frames` are images or how many numbered ones, `pts` (in time_base) makes the rate
     variable."""
@@ -70,6 +71,8 @@ def write_video(
     codec = codec or h264()
     time_base = time_base or 1 / Fraction(fps)
     with av.open(str(path), "w", container_options=container_options or {}) as container:
+        if title:
+            container.metadata["title"] = title
         stream: Any = container.add_stream(codec, rate=Fraction(fps))
         stream.height, stream.width = images[0].shape[:2] if images else size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

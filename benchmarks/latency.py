@@ -109,12 +109,10 @@ def quantized_bundles(systems: Sequence[str], bundle: str, folder: Path) -> dict
 
 def _prompt_rows(plan: Plan) -> int:
     """Rows of the whole prompt with nothing pruned."""
-    from prunevid.runtime.prompt import ChatPrompt
+    from prunevid.chat import ChatPrompt
 
     bundle = open_bundle(plan.bundle, verify=False)
-    text = bundle.manifest.prompt
-    template = bundle.file(text.chat_template).read_text(encoding="utf-8")
-    ids = ChatPrompt(bundle.file(text.tokenizer), template, text.video_token, text.eos_ids).encode(QUESTION)
+    ids = ChatPrompt.of_bundle(bundle).encode(QUESTION)
     return len(ids.prefix) + plan.frames * bundle.manifest.model.tokens_per_frame + len(ids.suffix) + 1
 
 

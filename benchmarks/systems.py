@@ -127,18 +127,16 @@ class Transformers:
         from transformers import LlavaOnevisionForConditionalGeneration
 
         from prunevid.bundle import open_bundle
+        from prunevid.chat import ChatPrompt
         from prunevid.export import llava_onevision
         from prunevid.export.catalog import known_model, shipped_config
         from prunevid.export.checkpoint import RandomWeights
-        from prunevid.runtime.prompt import ChatPrompt
 
         torch.set_num_threads(threads)
         self.torch, self.frames = torch, frames
         opened = open_bundle(bundle, verify=False)
         self.preprocessing, self.prune = opened.manifest.preprocessing, opened.manifest.prune
-        text = opened.manifest.prompt
-        template = opened.file(text.chat_template).read_text()
-        self.ids = ChatPrompt(opened.file(text.tokenizer), template, text.video_token, text.eos_ids).encode(QUESTION)
+        self.ids = ChatPrompt.of_bundle(opened).encode(QUESTION)
         config = llava_onevision.parse_config(shipped_config(known_model(opened.manifest.model.name)), "shipped")
         config._attn_implementation = "sdpa"
         shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))

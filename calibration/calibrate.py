@@ -33,10 +33,10 @@ from prunevid.calibration.rewrite import TREATMENTS, layers_of, put_quantized
 from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.workspace import Workspace
+from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.quantization import Quantization, QuantizedGraph
 from prunevid.runtime.pipeline import load
-from prunevid.runtime.prompt import ChatPrompt
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.video import read_frames
 
@@ -156,9 +156,7 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
 
 def check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
     """Raise PruneVidError for a question that cannot be asked, before the long work begins."""
-    spec = bundle.manifest.prompt
-    template = bundle.file(spec.chat_template).read_text(encoding="utf-8")
-    prompt = ChatPrompt(bundle.file(spec.tokenizer), template, spec.video_token, spec.eos_ids)
+    prompt = ChatPrompt.of_bundle(bundle)
     for video in videos:
         for question in video.questions:
             prompt.encode(question.text)

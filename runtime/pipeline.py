@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.chat import ChatPrompt
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
 from prunevid.runtime.backend import choose_backend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.preprocess import preprocess
-from prunevid.runtime.prompt import ChatPrompt
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
@@ -48,9 +48,7 @@ class Pipeline:
         self.bundle = bundle
         self.chain = chain
         self.preprocessing = bundle.manifest.preprocessing
-        text = bundle.manifest.prompt
-        template = bundle.file(text.chat_template).read_text(encoding="utf-8")
-        self.prompt = ChatPrompt(bundle.file(text.tokenizer), template, text.video_token, text.eos_ids)
+        self.prompt = ChatPrompt.of_bundle(bundle)
 
     def open(self, video: Video, *, frames: int | None = None, prune: bool | PruneConfig = True) -> VideoSession:
         """Read and encode a video, and run the language model up to the question.

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from prunevid.chat import ChatPrompt
 from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
@@ -18,7 +19,6 @@ from prunevid.runtime.answer import Answer, Timings
 from prunevid.runtime.arrays import Array
 from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
 from prunevid.runtime.kv_cache import KvCache
-from prunevid.runtime.prompt import ChatPrompt
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.stream import AnswerStream, Prefilled
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
-from prunevid.runtime.prompt import ChatPrompt, StopMatcher, StreamDecoder
+from prunevid.runtime.text import StopMatcher, StreamDecoder
 
 # As published with llava-hf/llava-onevision-qwen2-*-ov-hf.
 TEMPLATE = (
@@ -231,6 +232,101 @@ def test_the_template_has_what_transformers_gives_it(tokenizer_file: Path) -> No
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "why?"}]}]
     expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert prompt.render("why?") == expected
+
+
+ASK = "{% for c in messages[-1].content %}{{ '<video>' if c.type == 'video' else c.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "{{ bos_token }}",
+        "{{ bos_token + 'x' }}",
+        "{{ bos_token ~ eos_token }}",
+        "{% if bos_token is defined %}{{ bos_token }}{% endif %}",
+        "",
+        "x{{ bos_token }}",
+        "{{ image_token }}",
+    ],
+)
+@pytest.mark.parametrize("post_processor", [False, True])
+def test_special_tokens_are_where_transformers_has_them(beginning: str, post_processor: bool, tmp_path: Path) -> None:
+    # A Llama-like tokenizer adds BOS to what does not begin with it, as the processor asks of it.
+    tokenizer = _byte_level()
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "image_token": "<image>"}
+    if post_processor:
+        bos = ("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[bos])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    template = beginning + ASK
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **special)
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "why?"}]}]
+    text = theirs.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    expected = theirs(text, add_special_tokens=not text.startswith(special["bos_token"]))["input_ids"]
+    prompt = ChatPrompt(tmp_path / "tokenizer.json", template, special_tokens=special)
+    assert prompt.render("why?") == text
+    encoded = prompt.encode("why?")
+    assert [*encoded.prefix, tokenizer.token_to_id("<video>"), *encoded.suffix] == expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "{{ bos_token }}",
+        "{{ bos_token ~ 'x' }}",
+        "{{ 'x' + bos_token }}",
+        "{{ '%s' | format(bos_token) }}",
+        "{{ bos_token.text }}",
+        "{{ bos_token | length }}",
+        "{{ bos_token | join }}",
+        "{% for part in bos_token %}{% endfor %}",
+        "{% if false %}{% set bos_token = 'x' %}{% endif %}{{ bos_token }}",
+    ],
+)
+def test_a_variable_that_nobody_defines_is_refused_by_name(expression: str, tokenizer_file: Path) -> None:
+    with pytest.raises(PruneVidError, match="cannot be rendered.*'bos_token' is undefined"):
+        ChatPrompt(tokenizer_file, expression + ASK)
+    if "set" not in expression:
+        ChatPrompt(tokenizer_file, expression + ASK, special_tokens={"bos_token": "x"})
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "{% if bos_token is defined %}no{% endif %}",
+        "{% if not thinking %}yes{% endif %}",
+        "{% if mode == 'x' %}no{% else %}yes{% endif %}",
+        "{{ bos_token | default('nothing') }}",
+        "{{ bos_token or 'nothing' }}",
+        "{% if tools %}no{% endif %}{% if tools is none %}none{% endif %}",
+        "{% if documents is not none and documents %}no{% endif %}",
+        "{{ messages[0].name }}{{ messages[0]['name'] }}{% for call in messages[0].tool_calls %}no{% endfor %}",
+        "{% if messages[0].tool_calls %}no{% endif %}{{ messages[0].get('name') }}",
+        "{{ tools }}",
+        "{% set ns = namespace(first=true) %}{% for m in messages %}{% set ns.first = 1 %}{% endfor %}{{ ns.first }}",
+    ],
+)
+def test_what_is_undefined_to_transformers_too_may_be_asked_for(expression: str, tokenizer_file: Path) -> None:
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), chat_template=expression + ASK)
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "why?"}]}]
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ChatPrompt(tokenizer_file, expression + ASK).render("why?") == expected
+
+
+def test_a_template_that_leaves_the_question_out_is_refused(tokenizer_file: Path) -> None:
+    with pytest.raises(PruneVidError, match="leaves the question out"):
+        ChatPrompt(tokenizer_file, "<video>Describe the video.")
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_refused(tmp_path: Path) -> None:
+    words = {"red": 0, "square": 1, "a": 2, "b": 3, "c": 4, "<video>": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="gone"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<video>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompt = ChatPrompt(tmp_path / "tokenizer.json", "<video> " + USER)
+    with pytest.raises(PruneVidError, match="cannot read this text"):
+        prompt.encode("blue square")
 
 
 def test_unusable_tokenizers_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:

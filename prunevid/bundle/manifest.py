@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.engines import EngineSet
+from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
 from prunevid.quantization import Quantization
 from prunevid.tuning import Tuning
@@ -15,6 +16,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 # The chain's graphs, which every bundle has.
 GRAPHS = frozenset({"vision_merge", "llm_pre", "select", "llm_post"})
+_LONGEST_TOKEN = 1000
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,23 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """How text becomes ids and back: files of the bundle and special tokens."""
+    """How text becomes ids and back: files of the bundle and special tokens.
+
+    special_tokens: the tokenizer's named tokens, by the names that chat templates know them by (``bos_token``, ...);
+    None in bundles of older releases, which do not have them.
+    """
 
     tokenizer: str
     chat_template: str
     video_token: str
     eos_ids: tuple[int, ...]
     max_positions: int
+    special_tokens: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, token in (self.special_tokens or {}).items():
+            if not (name.isidentifier() and name.endswith("_token") and 0 < len(token) <= _LONGEST_TOKEN):
+                raise PruneVidError(f"prompt.special_tokens: {name[:80]!r} is not the name and text of a token")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""From a question to token ids around the video, and from generated ids back to text."""
+"""From a question to token ids around the video: a model's chat template and tokenizer.
+
+The exporter tries them before it writes anything, the runtime asks with them: the same code, so that what passes the
+one works in the other.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,17 +18,18 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
 
-__all__ = ["ChatPrompt", "PromptIds", "StopMatcher", "StreamDecoder"]
+__all__ = ["ChatPrompt", "PromptIds"]
 
 _MAX_CHARACTERS_PER_TOKEN = 256
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ class ChatPrompt:
         chat_template: Its Jinja template, as transformers renders it.
         video_token: The text that stands for the video in a rendered prompt.
         eos_ids: Ids that end an answer.
-        special_tokens: Values of template variables such as bos_token and eos_token, where a template uses
-            them.
+        special_tokens: The tokenizer's named tokens (bos_token, eos_token, ...), which are variables of the template.
+            With them, the tokenizer adds what its post-processor adds to a text (a BOS), unless the template has
+            written bos_token itself, as transformers' processors do. None (bundles without them): it adds nothing.
         max_question_tokens: The longest question, and the longest system message, that are accepted.
 
     Attributes:
@@ -70,6 +76,7 @@ class ChatPrompt:
         self._template = _compile(chat_template)
         self._video_token = video_token
         self._variables = dict(special_tokens or {})
+        self._add_special = special_tokens is not None
         self._max_question_tokens = max_question_tokens
         video_id = self.tokenizer.token_to_id(video_token)
         if video_id is None or self._ids(video_token) != [video_id]:
@@ -79,8 +86,24 @@ class ChatPrompt:
             if self.tokenizer.id_to_token(token) is None:
                 raise PruneVidError(f"{tokenizer_file}: the tokenizer has no token {token} to end answers")
         self._special = self._special_tokens()
-        if not np.array_equal(self._encode("a", None).prefix, self._encode("b c", None).prefix):
+        one, other = self._encode("a", None), self._encode("b c", None)
+        if not np.array_equal(one.prefix, other.prefix):
             raise PruneVidError("the chat template puts the question before the video; it must come after it")
+        if np.array_equal(one.suffix, other.suffix):
+            raise PruneVidError("the chat template leaves the question out; it must write the message's text")
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> ChatPrompt:
+        """The chat template and tokenizer of a bundle. Raises PruneVidError where they cannot be used."""
+        spec = bundle.manifest.prompt
+        path = bundle.file(spec.chat_template)
+        try:
+            template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PruneVidError(f"{path}: the chat template is damaged ({error}); export the bundle again") from error
+        return cls(
+            bundle.file(spec.tokenizer), template, spec.video_token, spec.eos_ids, special_tokens=spec.special_tokens
+        )
 
     def encode(self, question: str, system: str | None = None) -> PromptIds:
         """Token ids of one question about one video.
@@ -107,16 +130,17 @@ class ChatPrompt:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
-            return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._variables
-            )
+            return self._template.render(self._variables | given)
         # A template is a program: beside Jinja's errors it raises those of the values it handles.
         except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
             raise PruneVidError(f"the chat template of this model cannot be rendered: {error}") from error
 
     def _encode(self, question: str, system: str | None) -> PromptIds:
-        ids = self._ids(self.render(question, system))
+        text = self.render(question, system)
+        bos = self._variables.get("bos_token")
+        ids = self._ids(text, add_special=self._add_special and not (bos and text.startswith(bos)))
         if ids.count(self._video_id) != 1:
             raise PruneVidError(
                 f"the chat template writes {self._video_token!r} {ids.count(self._video_id)} times for one "
@@ -125,9 +149,11 @@ class ChatPrompt:
         split = ids.index(self._video_id)
         return PromptIds(np.array(ids[:split], np.int64), np.array(ids[split + 1 :], np.int64))
 
-    def _ids(self, text: str) -> list[int]:
-        # The template has written all special tokens there are to be.
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+    def _ids(self, text: str, add_special: bool = False) -> list[int]:
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
+        except BaseException as error:
+            raise _refusal(error, "the tokenizer of this model cannot read this text") from error
 
     def _special_tokens(self) -> dict[int, str]:
         special = {self._video_id: self._video_token}
@@ -172,14 +198,48 @@ def _load_tokenizer(path: Path) -> Tokenizer:
         raise PruneVidError(f"{path}: the tokenizer is missing; export the bundle again")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise PruneVidError(f"{path}: the tokenizer is damaged ({error}); export the bundle again") from error
+    except BaseException as error:
+        raise _refusal(error, f"{path}: the tokenizer is damaged", "; export the bundle again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
+def _refusal(error: BaseException, what: str, remedy: str = "") -> BaseException:
+    """What to raise for an error out of the tokenizers library, whose panics are no Exception."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        said = " ".join(str(error).split())
+        return PruneVidError(f"{what} ({said[:200]}){remedy}")
+    return error
+
+
 # Templates
+
+
+class _Undefined(jinja2.Undefined):
+    """A variable that nobody defines cannot be written out.
+
+    Jinja renders it as nothing, so that a template's `{{ bos_token }}` would lose its token without a word. Asking
+    whether it is defined or true is no mistake, and neither is writing a key that a message does not have: there,
+    transformers renders nothing, too.
+    """
+
+    def _nothing(self) -> None:
+        # Undefined names have no object that they are looked up in.
+        if self._undefined_obj is jinja2.utils.missing:
+            self._fail_with_undefined_error()
+
+    def __str__(self) -> str:
+        self._nothing()
+        return super().__str__()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._nothing()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self._nothing()
+        return super().__len__()
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -197,7 +257,10 @@ def _compile(template: str) -> jinja2.Template:
     """Compiles a chat template in the environment that transformers gives it; templates are untrusted
     code."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=_Undefined,
+        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
@@ -225,94 +288,3 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
-
-
-# Text
-
-
-class StreamDecoder:
-    """Turns ids into text as they come; what it has given out never changes.
-
-    The texts of all push() and of the final flush() are together what decoding all ids at once gives, special
-    tokens left out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
-        self._context: list[int] = []  # given out last: how a token reads may depend on its neighbours
-        self._pending: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that has become final with this token; often empty within a character of several
-        tokens."""
-        if token in self._special:
-            return ""
-        self._pending.append(token)
-        text = self._new_text()
-        # An unfinished character reads as a replacement character. Byte tokens (<0x0A>) next to each other
-        # are decoded together, and all of them fail if one does: they are final when another kind of token
-        # follows.
-        if text is None or not text or text.endswith(_REPLACEMENT) or self._is_byte(token):
-            return ""
-        self._context, self._pending = self._pending, []
-        return text
-
-    def flush(self) -> str:
-        """The rest, when no more tokens come."""
-        text = self._new_text() or ""
-        self._context, self._pending = self._pending, []
-        return text
-
-    def _new_text(self) -> str | None:
-        """What the pending tokens add to the text; None while they change what comes before them."""
-        before = self._decode(self._context)
-        together = self._decode(self._context + self._pending)
-        return together[len(before) :] if together.startswith(before) else None
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _is_byte(self, token: int) -> bool:
-        piece = self._tokenizer.id_to_token(token)
-        return piece is not None and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
-
-
-class StopMatcher:
-    """Cuts streamed text before the first stop text, holding back what may be the start of one.
-
-    The first is the one complete first; of two complete at the same character, the one that starts first. So
-    the result does not depend on how the text is cut into pieces.
-    """
-
-    def __init__(self, stops: Iterable[str]) -> None:
-        self._stops = tuple(stops)
-        if not all(self._stops):
-            raise PruneVidError("a stop text must not be empty")
-        self._held = ""
-        self._stopped = False
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """Adds text; returns what can be shown now, and whether a stop text has been met (then nothing
-        follows)."""
-        if self._stopped:
-            return "", True
-        text = self._held + text
-        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
-        if found:
-            self._stopped, self._held = True, ""
-            return text[: min(found)[1]], True
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held], False
-
-    def flush(self) -> str:
-        """What was held back, when no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that is a proper start of the stop text."""
-    lengths = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((length for length in lengths if text.endswith(stop[:length])), 0)

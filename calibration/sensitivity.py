@@ -133,8 +133,8 @@ class _Panel:
         return float(divergence(self._logits, self._first_tokens(pipeline, tokens)).mean())
 
     def _encode(self, pipeline: Pipeline, pixels: np.ndarray) -> VideoTokens:
-        features = pipeline.chain.encode(pixels)
-        return pipeline.chain.merge(features, self._prune) if self._prune else pipeline.chain.unmerged(features)
+        chain = pipeline.chain
+        return chain.encode_and_merge(pixels, self._prune) if self._prune else chain.unmerged(chain.encode(pixels))
 
     def _first_tokens(self, pipeline: Pipeline, tokens: Sequence[VideoTokens]) -> np.ndarray:
         logits = []

@@ -31,6 +31,7 @@ from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, re
 from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
 from prunevid.export.decoder import build_llm_post, build_llm_pre
 from prunevid.export.dialects import dialect_named
+from prunevid.export.merge import FeatureShape, build_merge
 from prunevid.export.select import build_select
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.export.tensorrt_lint import check_graphs
@@ -132,6 +133,7 @@ def _write(
         head = writer.table_rows(folder / _EMBEDDINGS, shape.vocab_size, shape.hidden_size, dtype, decoder.head)
     models = [
         build_vision_merge(vision, weights, prune.neighbours),
+        build_merge(FeatureShape(vision.tokens_per_frame, vision.channels, dtype), prune.neighbours),
         build_llm_pre(decoder, weights, dialect, prune.prune_layer),
         build_select(shape, dialect, dtype, prune.prune_layer + 1),
         build_llm_post(decoder, weights, dialect, prune.prune_layer, head),

@@ -14,7 +14,10 @@ from typing import Any
 import onnx_ir as ir
 
 from prunevid.export import operators
+from prunevid.export.dialects import add_output
 
+# The graph is plain operators in both dialects, as the tower of vision_merge.
+OPSET = 20
 # Keeps the direction of an all-zero token defined; the reference uses the same value.
 _SMALLEST_NORM = 1e-12
 
@@ -43,6 +46,19 @@ class MergedValues:
 
 
 @dataclass(frozen=True)
+class FeatureShape:
+    """Features of one frame: so many tokens and channels, of the bundle's element type."""
+
+    tokens: int
+    channels: int
+    dtype: ir.DataType
+
+    def of(self, frames: str) -> list[int | str]:
+        """Shape of the features of ``frames`` frames."""
+        return [frames, self.tokens, self.channels]
+
+
+@dataclass(frozen=True)
 class _Groups:
     """The padded table of groups: tokens float32 [2T, N, C], valid bool [2T, N], and each frame's and segment's row."""
 
@@ -51,6 +67,37 @@ class _Groups:
     static: ir.Value
     static_row: ir.Value
     dynamic_row: ir.Value
+
+
+def build_merge(shape: FeatureShape, neighbours: int) -> ir.Model:
+    """The merge graph: what vision_merge does behind its tower, for features that are there already. No weights.
+
+    Inputs: features [T, N, C] and the pruning settings segment_counts, cluster_counts, static_threshold. Outputs:
+    video_tokens [V, C], token_group int64 [V], patch_to_token int64 [T, N], frame_segment int64 [T].
+    """
+    graph, op = operators.new_graph("merge", OPSET, (operators.DOMAIN,))
+    features = op.builder.input("features", shape.dtype, shape.of("frames"))
+    add_merged(op, features, declare_settings(op, shape.tokens), shape, neighbours)
+    return operators.to_model(graph, op)
+
+
+def declare_settings(op: Any, tokens: int) -> MergeSettings:
+    """Declare the graph inputs of the settings, for frames of so many tokens."""
+    return MergeSettings(
+        segment_counts=op.builder.input("segment_counts", ir.DataType.INT64, ["frame_counts"]),
+        cluster_counts=op.builder.input("cluster_counts", ir.DataType.INT64, [tokens + 1]),
+        static_threshold=op.builder.input("static_threshold", ir.DataType.FLOAT, []),
+    )
+
+
+def add_merged(op: Any, features: ir.Value, settings: MergeSettings, shape: FeatureShape, neighbours: int) -> None:
+    """Append the merge of all frames' features, and declare what it yields as the graph's outputs."""
+    merged = merge(op, features, settings, neighbours)
+    int64 = ir.DataType.INT64
+    add_output(op, op.Cast(merged.tokens, to=shape.dtype), "video_tokens", shape.dtype, ["visual", shape.channels])
+    add_output(op, merged.group, "token_group", int64, ["visual"])
+    add_output(op, merged.patch_to_token, "patch_to_token", int64, ["frames", shape.tokens])
+    add_output(op, merged.segment, "frame_segment", int64, ["frames"])
 
 
 def merge(op: Any, features: ir.Value, settings: MergeSettings, neighbours: int) -> MergedValues:

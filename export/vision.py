@@ -21,10 +21,8 @@ from prunevid.errors import PruneVidError
 from prunevid.export import operators
 from prunevid.export.checkpoint import Weights
 from prunevid.export.dialects import add_output
-from prunevid.export.merge import MergeSettings, merge
+from prunevid.export.merge import OPSET, FeatureShape, add_merged, declare_settings
 
-# The merge, and the tower but for its attention, are plain operators in both dialects.
-_OPSET = 20
 # Bytes up to which constants are folded: shapes and scales, not weights.
 _FOLD_LIMIT = 1024
 
@@ -47,8 +45,8 @@ class VisionSpec:
 def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> ir.Model:
     """The vision_merge graph.
 
-    Inputs: pixel_values float32 [F, 3, size, size], past_features [P, N, C] (features of earlier frames that are
-    still in view; empty for a file) and the pruning settings segment_counts, cluster_counts, static_threshold.
+    Inputs: pixel_values float32 [F, 3, size, size] of new frames, at least one, past_features [P, N, C] (features of
+    the frames before them, if any) and the pruning settings segment_counts, cluster_counts, static_threshold.
     Outputs: features [P + F, N, C], video_tokens [V, C], token_group int64 [V], patch_to_token int64 [P + F, N],
     frame_segment int64 [P + F]. Features and tokens have the weights' dtype.
     """
@@ -64,22 +62,12 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> i
 
     dims = ["frames_new", 3, spec.image_size, spec.image_size]
     graph.inputs[0].shape = ir.Shape(dims)
-    past = op.builder.input("past_features", weights.dtype, ["frames_past", spec.tokens_per_frame, spec.channels])
-    settings = MergeSettings(
-        segment_counts=op.builder.input("segment_counts", ir.DataType.INT64, ["frame_counts"]),
-        cluster_counts=op.builder.input("cluster_counts", ir.DataType.INT64, [spec.tokens_per_frame + 1]),
-        static_threshold=op.builder.input("static_threshold", ir.DataType.FLOAT, []),
-    )
+    shape = FeatureShape(spec.tokens_per_frame, spec.channels, weights.dtype)
+    past = op.builder.input("past_features", shape.dtype, shape.of("frames_past"))
+    settings = declare_settings(op, shape.tokens)
     features = op.Concat(past, traced, axis=0)
-    merged = merge(op, features, settings, neighbours)
-
-    int64, frames, patches = ir.DataType.INT64, "frames", spec.tokens_per_frame
-    add_output(op, features, "features", weights.dtype, [frames, patches, spec.channels])
-    tokens = op.Cast(merged.tokens, to=weights.dtype)
-    add_output(op, tokens, "video_tokens", weights.dtype, ["visual", spec.channels])
-    add_output(op, merged.group, "token_group", int64, ["visual"])
-    add_output(op, merged.patch_to_token, "patch_to_token", int64, [frames, patches])
-    add_output(op, merged.segment, "frame_segment", int64, [frames])
+    add_output(op, features, "features", shape.dtype, shape.of("frames"))
+    add_merged(op, features, settings, shape, neighbours)
     return operators.to_model(graph, op)
 
 
@@ -110,7 +98,7 @@ def _trace(spec: VisionSpec) -> ir.Model:
             program,
             input_names=["pixel_values"],
             output_names=["traced_features"],
-            opset_version=_OPSET,
+            opset_version=OPSET,
             dynamo=True,
             # Folding would compute with the hollow values; it is done once the real ones are in place.
             optimize=False,

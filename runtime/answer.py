@@ -17,9 +17,10 @@ FinishReason = Literal["stop", "length"]
 class Timings:
     """Wall-clock seconds of one answer.
 
-    stages: by name, in the order in which they ran: video (decoding), preprocess, vision, merge, prefix (llm_pre over
-    everything before the question), question (llm_pre over the question), select, llm_post. A question about a
-    video that was asked about before has no stage up to prefix. decode: one entry for every token after the first.
+    stages: by name, in the order in which they ran: video (decoding), preprocess, vision (with merging, which the last
+    batch of frames does on its way), merge (where it runs apart), prefix (llm_pre over everything before the question),
+    question (llm_pre over the question), select, llm_post. A question about a video that was asked about before has
+    no stage up to prefix. decode: one entry for every token after the first.
     now: tells the moments at which stages begin and end; on a GPU they are its own, so that no stage waits for it.
     """
 

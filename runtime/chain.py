@@ -1,4 +1,4 @@
-"""The chain of engines, stage by stage: vision, merge, llm_pre, select, llm_post over one bundle's graphs.
+"""The chain of engines, stage by stage: vision_merge, merge, llm_pre, select, llm_post, one bundle's graphs.
 
 Every method runs one stage and keeps no state: what goes from stage to stage are arrays and KV caches, which stay where
 the graphs run; only what is small and decides about more comes to the host. The order of the stages, and what is reused
@@ -7,7 +7,7 @@ between questions, is :mod:`prunevid.runtime.session`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.runtime.arrays import Array
 from prunevid.runtime.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer
+
+# What merging yields, in the order of VideoTokens.
+_MERGED = ("video_tokens", "token_group", "patch_to_token", "frame_segment")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Chain:
         self._backend = backend
         self._shape = self.manifest.model.decoder
         graphs = {name: backend.load(bundle, name) for name in self.manifest.graphs}
-        self._vision_merge, self._llm_pre = graphs["vision_merge"], graphs["llm_pre"]
+        self._vision_merge, self._merge, self._llm_pre = graphs["vision_merge"], graphs["merge"], graphs["llm_pre"]
         self._select, self._llm_post = graphs["select"], graphs["llm_post"]
         table = self.manifest.embeddings
         self.dtype = np.dtype(table.dtype)
@@ -98,32 +101,39 @@ class Chain:
         The graph merges each batch of frames on the way, which is dropped: a merge over few frames costs next to
         nothing beside their encoding (docs/benchmarks.md has the figure).
         """
-        spec = self.manifest.model
-        shape = (len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size)
-        features = self.memory.empty(shape, self.dtype)
-        none = features[:0]
+        features = self._room_for_features(len(pixel_values))
         for start in range(0, len(pixel_values), FRAMES_AT_ONCE):
             stop = min(start + FRAMES_AT_ONCE, len(pixel_values))
-            feeds: dict[str, Array] = {
-                "pixel_values": pixel_values[start:stop],
-                "past_features": none,
-                **self._settings(self.manifest.prune, stop - start),
-            }
+            feeds = self._vision_feeds(pixel_values[start:stop], features[:0], self.manifest.prune)
             self._vision_merge.run(feeds, {"features": features[start:stop]})
         return features
 
     def merge(self, features: Array, prune: PruneConfig) -> VideoTokens:
-        """Merge features [T, N, C] into visual tokens: the second half of vision_merge, with no new frame."""
-        size = self.manifest.preprocessing.size
-        feeds: dict[str, Array] = {
-            "pixel_values": np.empty((0, 3, size, size), np.float32),
-            "past_features": features,
-            **self._settings(prune, len(features)),
-        }
-        names = ("video_tokens", "token_group", "patch_to_token", "frame_segment")
-        merged = self._vision_merge.run(feeds, dict.fromkeys(names))
+        """Merge features [T, N, C] into visual tokens."""
+        feeds = {"features": features, **self._settings(prune, len(features))}
+        return self._merged(self._merge.run(feeds, dict.fromkeys(_MERGED)))
+
+    def encode_and_merge(self, pixel_values: np.ndarray, prune: PruneConfig) -> VideoTokens:
+        """The visual tokens of pixel values float32 [T, 3, size, size]: the last batch of frames merges on its way.
+
+        The same tokens as of :meth:`encode` and :meth:`merge`, in one run less.
+        """
+        before = (len(pixel_values) - 1) // FRAMES_AT_ONCE * FRAMES_AT_ONCE
+        feeds = self._vision_feeds(pixel_values[before:], self.encode(pixel_values[:before]), prune)
+        return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)))
+
+    def _vision_feeds(self, pixel_values: np.ndarray, past: Array, prune: PruneConfig) -> dict[str, Array]:
+        settings = self._settings(prune, len(past) + len(pixel_values))
+        return {"pixel_values": pixel_values, "past_features": past, **settings}
+
+    def _room_for_features(self, frames: int) -> Array:
+        spec = self.manifest.model
+        return self.memory.empty((frames, spec.tokens_per_frame, spec.decoder.hidden_size), self.dtype)
+
+    def _merged(self, outputs: Mapping[str, Array]) -> VideoTokens:
         # How many tokens there are is known only now; what is small and decides about more comes to the host.
-        return VideoTokens(merged["video_tokens"], *(self.memory.download(merged[name]) for name in names[1:]))
+        tokens, *small = (outputs[name] for name in _MERGED)
+        return VideoTokens(tokens, *map(self.memory.download, small))
 
     def unmerged(self, features: Array) -> VideoTokens:
         """Features [T, N, C] as they are, each frame a group of its own: what merging is compared with."""

@@ -50,12 +50,20 @@ class Pipeline:
         self.preprocessing = bundle.manifest.preprocessing
         self.prompt = ChatPrompt.of_bundle(bundle)
 
-    def open(self, video: Video, *, frames: int | None = None, prune: bool | PruneConfig = True) -> VideoSession:
+    def open(
+        self,
+        video: Video,
+        *,
+        frames: int | None = None,
+        prune: bool | PruneConfig = True,
+        merge_apart: bool = False,
+    ) -> VideoSession:
         """Read and encode a video, and run the language model up to the question.
 
         frames: how many to sample, by default the bundle's. prune: True for the bundle's settings, False for none, or
-        settings of your own (prune_layer and neighbours are fixed at export). Raises PruneVidError where the video
-        cannot be read.
+        settings of your own (prune_layer and neighbours are fixed at export). merge_apart: merge in a run of its own,
+        so that the timings tell it from encoding; else the last batch of frames merges on its way, within the stage
+        ``vision``. Raises PruneVidError where the video cannot be read.
         """
         settings = resolve_prune(self.bundle.manifest.prune, prune)
         timings = Timings(self.chain.now)
@@ -63,13 +71,17 @@ class Pipeline:
             sampled = read_frames(video, self.bundle.manifest.frames if frames is None else frames)
         with timings.stage("preprocess"):
             pixel_values = preprocess(sampled.frames, self.preprocessing)
-        with timings.stage("vision"):
-            features = self.chain.encode(pixel_values)
+        if settings is None or merge_apart:
+            with timings.stage("vision"):
+                features = self.chain.encode(pixel_values)
         if settings is None:
             tokens = self.chain.unmerged(features)
-        else:
+        elif merge_apart:
             with timings.stage("merge"):
                 tokens = self.chain.merge(features, settings)
+        else:
+            with timings.stage("vision"):
+                tokens = self.chain.encode_and_merge(pixel_values, settings)
         return VideoSession(self.chain, self.prompt, tokens, settings, opening=timings, skipped_frames=sampled.skipped)
 
     def ask(

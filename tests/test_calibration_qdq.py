@@ -222,13 +222,14 @@ def test_graphs_compute_what_numpy_does(
     are quantized, there is nothing that could.
     """
     bundle, backend = open_bundle(calibrated(recipe)), RecordingBackend()
-    stream = Pipeline(bundle, Chain(bundle, backend)).open(videos[0].path).stream("what is this", FEW_TOKENS)
-    "".join(stream)
+    # Apart, since what a merge decides hangs on the last bits of its features.
+    session = Pipeline(bundle, Chain(bundle, backend)).open(videos[0].path, merge_apart=True)
+    "".join(session.stream("what is this", FEW_TOKENS))
     assert {name for name, _, _ in backend.runs} == set(bundle.manifest.graphs)
     half = bundle.manifest.float_type == "fp16"
     for name, feeds, computed in backend.runs:
         expected = run_in_numpy(bundle.file(f"{name}.onnx"), feeds)
-        weights_alone = name == "select" or (recipe == "int4-awq" and name != "vision_merge")
+        weights_alone = name in ("merge", "select") or (recipe == "int4-awq" and name != "vision_merge")
         for output, found in computed.items():
             right = expected[output].astype(np.float64)
             if not found.size or not np.issubdtype(found.dtype, np.floating):
@@ -260,7 +261,7 @@ def test_engines_are_built_of_what_the_bundle_holds(
         for kind in kinds:
             given, held = (sum(node.op_type == kind for node in one.graph.node) for one in (model, original))
             assert given >= held, (name, kind)
-        assert (name == "select") == ("DequantizeLinear" not in {node.op_type for node in model.graph.node})
+        assert (name in ("merge", "select")) == ("DequantizeLinear" not in {node.op_type for node in model.graph.node})
 
 
 def test_a_recipe_of_another_dialect_names_those_that_are_right(

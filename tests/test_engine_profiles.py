@@ -14,7 +14,7 @@ from prunevid.errors import PruneVidError
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded, shapes_of
 
-GRAPHS = {"vision_merge": 2, "llm_pre": 2, "select": 1, "llm_post": 2}
+GRAPHS = {"vision_merge": 1, "merge": 1, "llm_pre": 2, "select": 1, "llm_post": 2}
 CORNERS = ("minimum", "optimum", "maximum")
 
 
@@ -59,13 +59,16 @@ def test_onnx_runtime_runs_at_the_corners(bundle: Bundle, graph: str) -> None:
                 assert all(a == b for a, b in zip(known, found.shape, strict=True) if a is not None), spec.name
 
 
-def test_the_merge_profile_takes_a_whole_video_without_new_frames(bundle: Bundle) -> None:
+def test_no_engine_takes_zero_new_frames(bundle: Bundle) -> None:
     limits = limits_of(bundle.manifest)
-    merge = profiles_of(bundle.manifest, "vision_merge", limits)[1]
+    (encode,) = profiles_of(bundle.manifest, "vision_merge", limits)
+    (merge,) = profiles_of(bundle.manifest, "merge", limits)
     size = bundle.manifest.preprocessing.size
-    ranges = shapes_of(bundle.manifest, "vision_merge", merge)
-    assert ranges["pixel_values"].minimum == (0, 3, size, size)
-    assert ranges["past_features"].maximum[0] == bundle.manifest.frames
+    ranges = shapes_of(bundle.manifest, "vision_merge", encode)
+    assert ranges["pixel_values"].minimum == (1, 3, size, size)
+    assert (ranges["past_features"].minimum[0], ranges["past_features"].maximum[0]) == (0, bundle.manifest.frames - 1)
+    features = shapes_of(bundle.manifest, "merge", merge)["features"]
+    assert (features.minimum[0], features.maximum[0]) == (1, bundle.manifest.frames)
 
 
 def test_the_limits_hold_a_question_of_the_whole_video(bundle: Bundle) -> None:

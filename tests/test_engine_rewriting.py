@@ -20,8 +20,9 @@ from prunevid.export.engine.profiles import limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser, with_plugins
 from prunevid.plugins.nodes import ATTRIBUTES, NAMESPACE
 
-GRAPHS = ("vision_merge", "llm_pre", "select", "llm_post")
-CALLED = {"vision_merge": {"DpcKnn", "RefineSegments"}, "select": {"GroupTopK"}}
+GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
+MERGING = {"DpcKnn", "RefineSegments"}
+CALLED = {"vision_merge": MERGING, "merge": MERGING, "select": {"GroupTopK"}}
 
 
 @pytest.fixture(scope="module")

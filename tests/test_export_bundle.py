@@ -25,7 +25,7 @@ from prunevid import PruneConfig, PruneVidError, __version__
 from prunevid.bundle import Bundle, open_bundle, sha256_of
 from prunevid.export import export, llava_onevision
 
-GRAPHS = ("vision_merge", "llm_pre", "select", "llm_post")
+GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
 
 
 def one_sentence(error: pytest.ExceptionInfo[PruneVidError]) -> str:
@@ -95,10 +95,11 @@ def test_graphs_are_as_the_manifest_says(tiny_bundle: Callable[[str, str], Path]
             assert tensor.dtype == np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
             assert tensor.shape == tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
     functions = {(function.domain, function.name) for function in model.functions}
-    wanted = {"vision_merge": {"DpcKnn", "RefineSegments"}, "select": {"GroupTopK"}}.get(name, set())
+    merging = {"DpcKnn", "RefineSegments"}
+    wanted = {"vision_merge": merging, "merge": merging, "select": {"GroupTopK"}}.get(name, set())
     assert functions == {("prunevid", operator) for operator in wanted}
     domains = {node.domain for node in model.graph.node}
-    assert ("com.microsoft" in domains) == (dialect == "ort" and name != "select")
+    assert ("com.microsoft" in domains) == (dialect == "ort" and name not in ("merge", "select"))
     assert all(entry.version <= (21 if dialect == "ort" else 20) for entry in model.opset_import if not entry.domain)
 
 
@@ -248,6 +249,14 @@ def test_a_part_that_no_checksum_covers_is_refused(copy: Path, part: str) -> Non
 
     edit_manifest(copy, change)
     with pytest.raises(PruneVidError, match="is not in its files") as error:
+        open_bundle(copy)
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_bundle_that_lacks_a_graph_is_refused_by_name(copy: Path, name: str) -> None:
+    edit_manifest(copy, lambda data: data["graphs"].pop(name))
+    with pytest.raises(PruneVidError, match=f"lacks the graph '{name}'.*export it again") as error:
         open_bundle(copy)
     one_sentence(error)
 

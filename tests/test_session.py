@@ -40,7 +40,7 @@ def test_an_answer_reports_stages_tokens_and_memory(pipeline: Pipeline) -> None:
     assert counts.visual == len(VIDEO) * per_frame
     assert counts.visual > counts.merged > counts.kept > 0
     assert list(timings.stages) == [
-        "video", "preprocess", "vision", "merge", "prefix", "question", "select", "llm_post",
+        "video", "preprocess", "vision", "prefix", "question", "select", "llm_post",
     ]  # fmt: skip
     assert all(seconds > 0 for seconds in timings.stages.values())
     assert timings.first_token == pytest.approx(sum(timings.stages.values()))
@@ -49,6 +49,12 @@ def test_an_answer_reports_stages_tokens_and_memory(pipeline: Pipeline) -> None:
     row = 2 * shape.layers * shape.kv_heads * shape.head_dim * 4
     assert answer.kv_bytes == row * (counts.kept + counts.text)
     assert answer.kv_bytes_unpruned == row * (counts.visual + counts.text)
+
+
+def test_merging_apart_is_a_stage_of_its_own_and_changes_nothing(pipeline: Pipeline) -> None:
+    whole, apart = (pipeline.open(VIDEO, merge_apart=apart).ask("Why?") for apart in (False, True))
+    assert list(apart.timings.stages)[:5] == ["video", "preprocess", "vision", "merge", "prefix"]
+    assert (apart.token_ids, apart.token_counts) == (whole.token_ids, whole.token_counts)
 
 
 def test_only_the_first_question_pays_for_the_video(pipeline: Pipeline) -> None:

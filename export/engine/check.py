@@ -60,7 +60,7 @@ def usual_inputs(manifest: Manifest, graph: str, profile: EngineProfile, seed: i
         for dim, usual, largest in zip(spec.shape, at.optimum, at.maximum, strict=True):
             if isinstance(dim, str):
                 sizes[dim] = max(usual, min(1, largest))
-    if "frame_counts" in sizes:
+    if "frames_past" in sizes:
         sizes["frame_counts"] = sizes["frames_new"] + sizes["frames_past"] + 1
     values = {name: at.optimum[0] for name, at in profile.values.items()}
     return make_inputs(manifest, graph, sizes, values, seed)

@@ -45,6 +45,7 @@ class _Source:
         self._makers: dict[str, Callable[[tuple[int, ...]], Array]] = {
             "pixel_values": lambda shape: rng.uniform(-1, 1, shape),
             "past_features": self._scenes,
+            "features": self._scenes,
             "segment_counts": lambda shape: manifest.prune.segment_counts(shape[0] - 1),
             "cluster_counts": lambda shape: manifest.prune.cluster_counts(shape[0] - 1),
             "static_threshold": lambda shape: np.full(shape, manifest.prune.static_threshold),

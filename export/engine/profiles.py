@@ -71,7 +71,7 @@ def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -
 
 def profiles_of(manifest: Manifest, graph: str, limits: Limits) -> tuple[Profile, ...]:
     """The profiles of a graph of the chain; raises KeyError for any other."""
-    makers = {"vision_merge": _vision, "llm_pre": _decoder, "llm_post": _decoder, "select": _select}
+    makers = {"vision_merge": _vision, "merge": _merge, "llm_pre": _decoder, "llm_post": _decoder, "select": _select}
     return makers[graph](manifest, limits)
 
 
@@ -112,22 +112,22 @@ def _shape_range(shape: tuple[int | str, ...], profile: Profile) -> InputRange:
 
 
 def _vision(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
-    """``encode``: new frames, with those still in view behind a camera; ``merge``: a whole video's features."""
+    """``encode``: new frames behind those that are encoded already, of a file or still in view of a camera."""
     batch = min(FRAMES_AT_ONCE, limits.frames)
-    encode = Range(1, batch, batch), Range(0, 0, limits.frames - 1)
-    merge = Range(0, batch, batch), Range(1, limits.frames, limits.frames)
-    return tuple(
-        Profile(
-            name,
-            {
-                "frames_new": new,
-                "frames_past": past,
-                "frame_counts": Range(*(a + b + 1 for a, b in zip(new, past, strict=True))),
-            },
-            {},
-        )
-        for name, (new, past) in (("encode", encode), ("merge", merge))
-    )
+    new, past = Range(1, batch, batch), Range(0, 0, limits.frames - 1)
+    frames = Range(*(a + b for a, b in zip(new, past, strict=True)))
+    return (Profile("encode", {"frames_new": new, "frames_past": past, "frame_counts": _counts(frames)}, {}),)
+
+
+def _merge(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+    """``merge``: features of one frame up to a whole video's."""
+    frames = Range(1, limits.frames, limits.frames)
+    return (Profile("merge", {"frames": frames, "frame_counts": _counts(frames)}, {}),)
+
+
+def _counts(frames: Range) -> Range:
+    """Sizes of the table of segment counts, which has an entry for every number of frames, none included."""
+    return Range(*(number + 1 for number in frames))
 
 
 def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:

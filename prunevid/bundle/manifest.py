@@ -15,7 +15,7 @@ from prunevid.tuning import Tuning
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 # The chain's graphs, which every bundle has.
-GRAPHS = frozenset({"vision_merge", "llm_pre", "select", "llm_post"})
+GRAPHS = frozenset({"vision_merge", "merge", "llm_pre", "select", "llm_post"})
 _LONGEST_TOKEN = 1000
 
 

@@ -71,7 +71,10 @@ def _read_manifest(folder: Path) -> Manifest:
     except (ValueError, OverflowError) as error:
         raise PruneVidError(f"{folder / MANIFEST} is damaged ({error}): export the bundle again") from error
     if missing := sorted(GRAPHS - manifest.graphs.keys()):
-        raise PruneVidError(f"{folder / MANIFEST} is damaged (it lacks the graph {missing[0]}): export it again")
+        raise PruneVidError(
+            f"the bundle {folder} lacks the graph {missing[0]!r} (an older release wrote it, or it is damaged): "
+            "export it again"
+        )
     if manifest.prune.prune_layer > manifest.model.decoder.layers - 2:
         raise PruneVidError(f"{folder / MANIFEST} is damaged (no layer is behind its prune_layer): export it again")
     if manifest.engines and manifest.engines.graphs.keys() != manifest.graphs.keys():

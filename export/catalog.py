@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.errors import PruneVidError
+from prunevid.export.checkpoint_json import find_file
 
 _MODELS = Path(__file__).parent / "models"
 # What an export reads of a checkpoint; a hub repository may hold much else.
@@ -70,9 +71,13 @@ def find_checkpoint(model: KnownModel, given: str | None) -> Path:
 
 
 def _local(folder: Path) -> Path:
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a parent that may not be entered
+        raise PruneVidError(f"cannot read {folder}: {error.strerror or error}") from error
+    if not is_folder:
         raise PruneVidError(f"there is no checkpoint folder at {folder}")
-    if not (folder / "config.json").is_file():
+    if not find_file(folder, "config.json"):
         raise PruneVidError(f"{folder} is not a checkpoint: it has no config.json")
     return folder
 
@@ -92,14 +97,3 @@ def _download(repository: str) -> Path:
             f"cannot download {repository} ({type(error).__name__}): check the name and the network, "
             "or give a folder with --checkpoint"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises PruneVidError where it is damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PruneVidError(f"{path} is damaged ({error}): download the checkpoint again") from error
-    if not isinstance(data, dict):
-        raise PruneVidError(f"{path} is damaged (no JSON object): download the checkpoint again")
-    return data

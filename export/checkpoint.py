@@ -19,17 +19,28 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import safetensors
 
 from prunevid.errors import PruneVidError
+from prunevid.export.checkpoint_json import find_file, read_json, without_doubles
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+# Parts of names that tell what a tensor is that no model of ours has.
+_FOREIGN = (
+    (r"lora_|base_layer|base_model\.|modules_to_save", "a LoRA adapter: merge it into the weights first"),
+    (
+        r"scale|zero|qweight|qzeros|g_idx|absmax|quant|weight_packed|weight_shape",
+        "quantization: give a checkpoint that is not quantized",
+    ),
+)
 # A header larger than this is no header: it would be read whole into memory.
 _LARGEST_HEADER = 100 << 20
 # What reading JSON that is damaged, or made to do harm, can raise: nesting without end is a RecursionError.
@@ -93,18 +104,28 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where one tensor's bytes lie."""
+    """Where one tensor's bytes lie, and what it is called there. dtype is None where it is no floating-point type."""
 
     file: Path
+    name: str
     offset: int
-    dtype: Any
+    kind: str
     shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> Any:
+        return _DTYPES.get(self.kind)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         # Plain reads rather than a memory map: mapped pages of a whole shard would count as memory of this process.
         width = math.prod(self.shape[1:])
-        offset = self.offset + start * width * np.dtype(self.dtype).itemsize
-        values = np.fromfile(self.file, self.dtype, (stop - start) * width, offset=offset)
+        offset, count = self.offset + start * width * np.dtype(self.dtype).itemsize, (stop - start) * width
+        try:
+            values = np.fromfile(self.file, self.dtype, count, offset=offset)
+        except OSError as error:
+            raise PruneVidError(f"cannot read {self.file}: {error.strerror or error}") from error
+        if values.size != count:
+            raise PruneVidError(f"{self.file} became shorter while it was read: keep it as it is during an export")
         return values.reshape((stop - start, *self.shape[1:]))
 
 
@@ -112,8 +133,9 @@ class SafetensorsWeights:
     """Tensors of a checkpoint folder with one or several safetensors files.
 
     ``renames`` are (pattern, replacement) pairs, applied in order to the names in the files, that turn the names of
-    older checkpoints into today's; ``shapes`` is what the architecture needs. Raises PruneVidError where a file or a
-    tensor is missing, truncated, of another shape, or not floating point.
+    older checkpoints into today's; ``shapes`` is what the architecture needs, ``optional`` what it may have besides.
+    Raises PruneVidError where a file or a tensor is missing, truncated, there twice, of another shape, or not floating
+    point, and where an adapter lies beside the weights.
     """
 
     def __init__(
@@ -122,13 +144,23 @@ class SafetensorsWeights:
         dtype: ir.DataType,
         shapes: Mapping[str, tuple[int, ...]],
         renames: Sequence[tuple[str, str]] = (),
+        optional: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        self._dtype = dtype
+        self._dtype, self._folder = dtype, folder
         self._stored: dict[str, _Stored] = {}
-        for file in _weight_files(folder):
-            for name, stored in _read_header(file).items():
-                self._stored[_rename(name, renames)] = stored
-        self._check(folder, shapes)
+        for name in _ADAPTERS:
+            if find_file(folder, name):
+                raise PruneVidError(
+                    f"{folder / name} is a LoRA adapter beside the weights: merge it into the weights and save them"
+                )
+        files = _weight_files(folder)
+        for file, listed in files.items():
+            self._add(_read_header(file), listed, renames)
+        self._check(shapes)
+        self._check({name: shape for name, shape in (optional or {}).items() if name in self._stored})
+        for file in files:
+            _check_layout(file)
+        self._known = {*shapes, *(optional or {})}
 
     @property
     def dtype(self) -> ir.DataType:
@@ -140,7 +172,57 @@ class SafetensorsWeights:
         stored = self._stored[name]
         return StreamedTensor(name, stored.rows, stored.shape, self._dtype, transpose)
 
-    def _check(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint holds that tensor."""
+        return name in self._stored
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same values in the type that they are given out in."""
+        first, second = self.tensor(one), self.tensor(other)
+        return tuple(first.shape) == tuple(second.shape) and all(
+            np.array_equal(*blocks) for blocks in zip(first.blocks(), second.blocks(), strict=True)
+        )
+
+    def refuse_unused(self, unused: Sequence[str]) -> None:
+        """Raise PruneVidError for tensors that nothing would read, unless a pattern of ``unused`` fits their names."""
+        left = [
+            (name, stored)
+            for name, stored in self._stored.items()
+            if name not in self._known and not any(re.fullmatch(pattern, name) for pattern in unused)
+        ]
+        if not left:
+            return
+        for pattern, what in _FOREIGN:
+            for _, stored in left:
+                if re.search(pattern, stored.name):
+                    raise PruneVidError(f"the tensor {stored.name[:200]!r} of {stored.file} belongs to {what}")
+        _, stored = left[0]
+        raise PruneVidError(
+            f"the model that config.json describes has no use for {len(left)} tensors of {self._folder}, among them "
+            f"{stored.name[:200]!r}: the checkpoint is of another model, or has parts that would be lost"
+        )
+
+    def _add(self, found: Sequence[_Stored], listed: Sequence[str] | None, renames: Sequence[tuple[str, str]]) -> None:
+        """Add a file's tensors, which must be those that the index lists for it."""
+        names = {stored.name for stored in found}
+        for name in listed or ():
+            if name not in names:
+                raise PruneVidError(
+                    f"{self._folder / _INDEX} has {name[:200]!r} in a file that does not hold it: "
+                    "download the checkpoint again"
+                )
+        for stored in found:
+            name = _rename(stored.name, renames)
+            if name in self._stored:
+                first = self._stored[name]
+                raise PruneVidError(
+                    f"the checkpoint {self._folder} holds {name[:200]!r} twice: as {first.name[:200]!r} in "
+                    f"{first.file.name} and as {stored.name[:200]!r} in {stored.file.name}"
+                )
+            self._stored[name] = stored
+
+    def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        folder = self._folder
         missing = [name for name in shapes if name not in self._stored]
         if missing:
             raise PruneVidError(
@@ -148,10 +230,16 @@ class SafetensorsWeights:
                 "it is of another model or incomplete"
             )
         for name, shape in shapes.items():
-            found = self._stored[name].shape
-            if found != shape:
+            stored = self._stored[name]
+            if stored.dtype is None:
                 raise PruneVidError(
-                    f"the tensor {name} of {folder} has shape {list(found)}, its config.json asks for {list(shape)}"
+                    f"the tensor {name} of {stored.file} is stored as {stored.kind}: "
+                    "give a checkpoint that is not quantized"
+                )
+            if stored.shape != shape:
+                raise PruneVidError(
+                    f"the tensor {name} of {folder} has shape {list(stored.shape)}, "
+                    f"its config.json asks for {list(shape)}"
                 )
 
 
@@ -193,58 +281,75 @@ class RandomWeights:
         return values * np.float32(0.02)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if not (folder / _INDEX).is_file():
+def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The files with weights, and the tensors that each must hold; None where no index says so."""
+    if single := find_file(folder, _SINGLE):
+        return {single: None}
+    index = find_file(folder, _INDEX)
+    if not index:
         raise PruneVidError(
             f"the checkpoint {folder} has neither {_SINGLE} nor {_INDEX}: give a safetensors checkpoint"
         )
-    try:
-        weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        names = {str(name) for name in weight_map.values()}
-    except _DAMAGE as error:
-        raise PruneVidError(f"{folder / _INDEX} is damaged: download the checkpoint again") from error
-    for name in sorted(names):
-        if Path(name).name != name:
-            raise PruneVidError(f"{folder / _INDEX} names the file {name!r}, which lies outside the checkpoint")
-        if not (folder / name).is_file():
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise PruneVidError(f"{index} is damaged (it has no weight_map): download the checkpoint again")
+    tensors: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\0" in name:
+            raise PruneVidError(f"{index} names the file {name!r:.200}, which lies outside the checkpoint")
+        tensors.setdefault(name, []).append(tensor)
+    files: dict[Path, list[str] | None] = {}
+    for name in sorted(tensors):
+        file = find_file(folder, name)
+        if not file:
             raise PruneVidError(f"the checkpoint {folder} lacks its file {name}: download it again")
-    return [folder / name for name in sorted(names)]
+        files[file] = tensors[name]
+    return files
 
 
-def _read_header(file: Path) -> dict[str, _Stored]:
+def _check_layout(file: Path) -> None:
+    """Raise PruneVidError for tensors that overlap, gaps between them, and bytes behind them: the format has none."""
+    try:
+        with safetensors.safe_open(file, framework="numpy"):
+            pass
+    except Exception as error:  # the library's own error, or an OSError
+        said = " ".join(str(error).split())
+        raise PruneVidError(f"{file} is truncated or damaged ({said[:200]}): download the checkpoint again") from error
+
+
+def _read_header(file: Path) -> list[_Stored]:
     """The tensors of a safetensors file: 8 bytes of header length, a JSON header, then the data.
 
     Source: the format's description in the safetensors README.
     """
-    size = file.stat().st_size
     damaged = f"{file} is truncated or damaged: download the checkpoint again"
-    with file.open("rb") as handle:
-        prefix = handle.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LARGEST_HEADER
-        if 8 + length > size or length >= _LARGEST_HEADER:
-            raise PruneVidError(damaged)
-        try:
-            header = json.loads(handle.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            return {name: _stored(file, 8 + length, size, name, entry) for name, entry in entries.items()}
-        except _DAMAGE as error:
-            raise PruneVidError(damaged) from error
+    try:
+        with file.open("rb") as handle:
+            size = file.stat().st_size
+            prefix = handle.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LARGEST_HEADER
+            if 8 + length > size or length >= _LARGEST_HEADER:
+                raise PruneVidError(damaged)
+            content = handle.read(length)
+    except OSError as error:
+        raise PruneVidError(f"cannot read {file}: {error.strerror or error}") from error
+    try:
+        header = json.loads(content, object_pairs_hook=without_doubles)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        return [_stored(file, 8 + length, size, name, entry) for name, entry in entries.items()]
+    except _DAMAGE as error:
+        raise PruneVidError(damaged) from error
 
 
 def _stored(file: Path, start: int, size: int, name: str, entry: dict[str, Any]) -> _Stored:
     shape = tuple(int(n) for n in entry["shape"])
     begin, end = (int(n) for n in entry["data_offsets"])
-    if entry["dtype"] not in _DTYPES:
-        raise PruneVidError(
-            f"the tensor {name} of {file} is stored as {entry['dtype']}: give a checkpoint that is not quantized"
-        )
-    dtype = _DTYPES[entry["dtype"]]
-    expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if not 0 <= begin <= end or end - begin != expected or start + end > size:
+    stored = _Stored(file, name, start + begin, str(entry["dtype"]), shape)
+    # Other types than those that are read have other widths; whether such a tensor matters is seen later.
+    width = math.prod(shape) * np.dtype(stored.dtype).itemsize if stored.dtype else end - begin
+    if not 0 <= begin <= end or end - begin != width or start + end > size:
         raise ValueError(f"the data of {name} do not lie within the file")
-    return _Stored(file, start + begin, dtype, shape)
+    return stored
 
 
 def _rename(name: str, renames: Sequence[tuple[str, str]]) -> str:

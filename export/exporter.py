@@ -18,7 +18,6 @@ from prunevid.bundle import (
     EmbeddingSpec,
     Manifest,
     ModelSpec,
-    PromptSpec,
     new_bundle,
     open_bundle,
     record_files,
@@ -26,12 +25,15 @@ from prunevid.bundle import (
 )
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
-from prunevid.export import assets, llava_onevision, writer
-from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, read_json, shipped_config
+from prunevid.export import llava_onevision, writer
+from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, shipped_config
 from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
+from prunevid.export.checkpoint_json import read_json
 from prunevid.export.decoder import build_llm_post, build_llm_pre
 from prunevid.export.dialects import dialect_named
 from prunevid.export.merge import FeatureShape, build_merge
+from prunevid.export.processor_files import default_preprocessing, read_preprocessing
+from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
 from prunevid.export.select import build_select
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.export.tensorrt_lint import check_graphs
@@ -49,6 +51,21 @@ class _Source:
     model: KnownModel
     checkpoint: Path | None
     config: Any
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """All that is read of a checkpoint, checked: what follows only fails where the machine does.
+
+    empty: the transformers model without memory. tied: whether the embedding table is the output matrix. prompt: None
+    for random weights.
+    """
+
+    empty: Any
+    weights: Weights
+    tied: bool
+    prompt: CheckpointPrompt | None
+    preprocessing: Preprocessing
 
 
 def export(
@@ -86,8 +103,10 @@ def export(
     frames = source.model.frames if frames is None else frames
     if frames < 1:
         raise PruneVidError(f"frames must be 1 or more, not {frames}")
+    # What is wrong with a checkpoint should not be found out after gigabytes of weights.
+    inputs = _read_inputs(source, _DTYPES[precision])
     with new_bundle(output, overwrite=overwrite) as folder:
-        manifest = _write(folder, source, dialect, precision, frames, prune, progress or _silent)
+        manifest = _write(folder, source, inputs, dialect, precision, frames, prune, progress or _silent)
         write_manifest(folder, replace(manifest, files=record_files(folder)))
     return open_bundle(output, verify=False)
 
@@ -110,6 +129,7 @@ def _find_source(model: KnownModel, checkpoint: str | None, random_weights: bool
 def _write(
     folder: Path,
     source: _Source,
+    inputs: _Inputs,
     dialect_name: str,
     precision: str,
     frames: int,
@@ -118,18 +138,15 @@ def _write(
 ) -> Manifest:
     """Write every file of the bundle but its manifest, which is returned without the files' records."""
     config, dtype, dialect = source.config, _DTYPES[precision], dialect_named(dialect_name)
-    # First, since what is missing here should not be found out after gigabytes of weights.
-    prompt, preprocessing = _assets(source, folder)
+    weights, decoder = inputs.weights, llava_onevision.decoder_spec(config, tied=inputs.tied)
+    prompt = inputs.prompt.write(folder) if inputs.prompt else prompt_of_bytes(folder, config)
     progress("tracing the vision tower", 0, 0)
-    empty = llava_onevision.empty_model(config)
-    weights = _weights(source, empty, dtype)
-    decoder = llava_onevision.decoder_spec(config)
-    vision = llava_onevision.vision_spec(config, empty, dtype, dialect.tower_attention)
+    vision = llava_onevision.vision_spec(config, inputs.empty, dtype, dialect.tower_attention)
     shape = decoder.shape
 
     table = [weights.tensor(llava_onevision.EMBEDDINGS), _newline(weights, shape.hidden_size)]
     head: ir.TensorProtocol = weights.tensor(decoder.head)
-    if llava_onevision.is_tied(config):
+    if inputs.tied:
         head = writer.table_rows(folder / _EMBEDDINGS, shape.vocab_size, shape.hidden_size, dtype, decoder.head)
     models = [
         build_vision_merge(vision, weights, prune.neighbours),
@@ -173,16 +190,24 @@ def _write(
             shape.vocab_size,
         ),
         prompt=prompt,
-        preprocessing=preprocessing,
+        preprocessing=inputs.preprocessing,
         files={},
     )
 
 
-def _weights(source: _Source, empty: Any, dtype: ir.DataType) -> Weights:
+def _read_inputs(source: _Source, dtype: ir.DataType) -> _Inputs:
+    config, size = source.config, source.config.vision_config.image_size
+    empty = llava_onevision.empty_model(config)
     shapes = llava_onevision.tensor_shapes(empty)
     if source.checkpoint is None:
-        return RandomWeights(dtype, shapes)
-    return SafetensorsWeights(source.checkpoint, dtype, shapes, llava_onevision.RENAMES)
+        tied = llava_onevision.is_tied(config)
+        return _Inputs(empty, RandomWeights(dtype, shapes), tied, None, default_preprocessing(size))
+    prompt = read_prompt(source.checkpoint, config)
+    preprocessing = read_preprocessing(source.checkpoint, size, llava_onevision.vision_shape(config).patches)
+    head = {llava_onevision.HEAD: shapes[llava_onevision.EMBEDDINGS]}
+    weights = SafetensorsWeights(source.checkpoint, dtype, shapes, llava_onevision.RENAMES, head)
+    weights.refuse_unused(llava_onevision.UNUSED)
+    return _Inputs(empty, weights, not llava_onevision.head_is_stored(config, weights), prompt, preprocessing)
 
 
 def _newline(weights: Weights, columns: int) -> StreamedTensor:
@@ -195,14 +220,6 @@ def _newline(weights: Weights, columns: int) -> StreamedTensor:
         weights.dtype,
         False,
     )
-
-
-def _assets(source: _Source, folder: Path) -> tuple[PromptSpec, Preprocessing]:
-    size = source.config.vision_config.image_size
-    if source.checkpoint is None:
-        return assets.prompt_of_bytes(folder, source.config), assets.default_preprocessing(size)
-    prompt = assets.prompt_from_checkpoint(source.checkpoint, folder, source.config)
-    return prompt, assets.preprocessing_from_checkpoint(source.checkpoint, size)
 
 
 class _Meter:

@@ -7,6 +7,7 @@ rounded up. The video's tokens are followed by one learnt image_newline vector, 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ import onnx_ir as ir
 
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.errors import PruneVidError
+from prunevid.export.checkpoint import SafetensorsWeights
 from prunevid.export.decoder import DecoderSpec
+from prunevid.export.llava_onevision_config import check_built, check_config
 from prunevid.export.vision import VisionSpec, hollow
 from prunevid.export.vision_attention import use_attention
 
 FAMILY = "llava_onevision"
 IMAGE_NEWLINE = "model.image_newline"
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
-_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+HEAD = "lm_head.weight"
 
 # Names in checkpoints written before transformers 5, and by it (which writes the older names), to today's modules.
 RENAMES = (
@@ -32,25 +35,34 @@ RENAMES = (
 )
 
 
+# Tensors that checkpoints hold and no output that the model reads depends on: the norm and the pooling head behind the
+# tower's last layer, and what older releases of transformers stored instead of computing it.
+UNUSED = (
+    r"model\.vision_tower\.(post_layernorm|head)\..+",
+    r"model\.vision_tower\.embeddings\.position_ids",
+    r"model\.language_model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+)
+
+
 def parse_config(data: dict[str, Any], where: str) -> Any:
     """The transformers config object of a ``config.json``'s content.
 
-    Raises PruneVidError for another family, and for variants that this exporter would get wrong.
+    Raises PruneVidError for another family, for values out of bounds, and for variants that this exporter would get
+    wrong.
     """
-    from transformers import LlavaOnevisionConfig
-
     family = data.get("model_type")
     if family != FAMILY:
-        raise PruneVidError(f"{where} is a {family!r} model: this exporter knows {FAMILY!r}")
+        raise PruneVidError(f"{where} is a {repr(family)[:80]} model: this exporter knows {FAMILY!r}")
+    known = check_config(data, where)
+    from transformers import LlavaOnevisionConfig
+
     try:
-        config = LlavaOnevisionConfig.from_dict(data)
-    except (ValueError, TypeError, KeyError) as error:
-        raise PruneVidError(f"{where} is no valid {FAMILY} config: {error}") from error
-    text, vision = config.text_config, config.vision_config
-    if text.model_type not in _DECODERS:
-        raise PruneVidError(f"{where} has a {text.model_type!r} language model: known are {', '.join(_DECODERS)}")
-    if vision.model_type != "siglip_vision_model":
-        raise PruneVidError(f"{where} has a {vision.model_type!r} vision tower: known is 'siglip_vision_model'")
+        config = LlavaOnevisionConfig.from_dict(known)
+    except Exception as error:  # its checks raise several classes of their own, which change from release to release
+        said = " ".join(str(error).split())
+        raise PruneVidError(f"{where} is no valid {FAMILY} config: {said[:200]}") from error
+    check_built(config, where)
+    text = config.text_config
     # Configs that have a window but do not use it lose it when they are read; Mistral uses it whenever it has one.
     if getattr(text, "sliding_window", None) is not None:
         raise PruneVidError(f"{where} uses sliding-window attention, which a pruned KV cache cannot follow")
@@ -72,10 +84,9 @@ def empty_model(config: Any) -> Any:
 
 
 def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a checkpoint of this model holds, tied ones once."""
+    """Shape of every tensor that a checkpoint of this model holds, tied ones once, and those that nothing uses not."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    # The norm behind the tower's last layer is in no output that the model reads, and older checkpoints lack it.
-    return {name: shape for name, shape in shapes.items() if ".post_layernorm." not in name}
+    return {name: shape for name, shape in shapes.items() if not any(re.fullmatch(unused, name) for unused in UNUSED)}
 
 
 def vision_spec(config: Any, model: Any, dtype: ir.DataType, attention: str) -> VisionSpec:
@@ -125,8 +136,11 @@ def _encoder(config: Any, model: Any, dtype: ir.DataType) -> Any:
     return encoder
 
 
-def decoder_spec(config: Any) -> DecoderSpec:
-    """The language model as the decoder writer needs it."""
+def decoder_spec(config: Any, tied: bool | None = None) -> DecoderSpec:
+    """The language model as the decoder writer needs it.
+
+    tied: whether the output matrix is the embedding table; by default as the config has it.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     text = config.text_config
@@ -140,6 +154,8 @@ def decoder_spec(config: Any) -> DecoderSpec:
         frequencies = tensor.numpy().astype(np.float32)
     else:
         raise PruneVidError(f"the rotary embedding {rope_type!r} depends on the length of the text: not exportable")
+    if not (np.isfinite(frequencies).all() and (frequencies > 0).all() and np.isfinite(scale)):
+        raise PruneVidError(f"the parameters of the rotary embedding {rope_type!r} give no frequencies above 0")
     return DecoderSpec(
         shape=decoder_shape(config),
         norm_epsilon=float(text.rms_norm_eps),
@@ -148,13 +164,21 @@ def decoder_spec(config: Any) -> DecoderSpec:
         projection_bias=text.model_type == "qwen2",
         query_key_norm=text.model_type == "qwen3",
         prefix="model.language_model.",
-        head=EMBEDDINGS if is_tied(config) else "lm_head.weight",
+        head=EMBEDDINGS if (is_tied(config) if tied is None else tied) else HEAD,
     )
 
 
 def is_tied(config: Any) -> bool:
-    """Whether the output matrix is the embedding table."""
+    """Whether the config says that the output matrix is the embedding table; ``head_is_stored`` looks at the file."""
     return bool(config.tie_word_embeddings or config.text_config.tie_word_embeddings)
+
+
+def head_is_stored(config: Any, weights: SafetensorsWeights) -> bool:
+    """Whether a checkpoint has an output matrix of its own, whatever its config says.
+
+    As transformers 5 does it: a matrix that is there and differs from the embedding table is not tied to it.
+    """
+    return not is_tied(config) or (weights.has(HEAD) and not weights.are_equal(HEAD, EMBEDDINGS))
 
 
 def _head_dim(text: Any) -> int:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
 
-__all__ = ["ChatPrompt", "PromptIds"]
+__all__ = ["ChatPrompt", "PromptIds", "load_tokenizer"]
 
 _MAX_CHARACTERS_PER_TOKEN = 256
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -71,7 +71,7 @@ class ChatPrompt:
         special_tokens: Mapping[str, str] | None = None,
         max_question_tokens: int = 1024,
     ) -> None:
-        self.tokenizer = _load_tokenizer(Path(tokenizer_file))
+        self.tokenizer = load_tokenizer(Path(tokenizer_file))
         self.eos_ids = tuple(sorted({int(token) for token in eos_ids}))
         self._template = _compile(chat_template)
         self._video_token = video_token
@@ -193,13 +193,14 @@ class ChatPrompt:
                 )
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json as it is, but that it neither pads nor cuts. Raises PruneVidError where it cannot be used."""
     if not path.is_file():
-        raise PruneVidError(f"{path}: the tokenizer is missing; export the bundle again")
+        raise PruneVidError(f"{path}: the tokenizer is missing; download or export it again")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except BaseException as error:
-        raise _refusal(error, f"{path}: the tokenizer is damaged", "; export the bundle again") from error
+        raise _refusal(error, f"{path}: the tokenizer is damaged", "; download or export it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

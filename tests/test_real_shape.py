@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from torch_method import generate_pruned
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from prunevid.export import assets, llava_onevision
+from prunevid.export import llava_onevision, prompt_files
 from prunevid.export.catalog import known_model, shipped_config
 from prunevid.export.checkpoint import RandomWeights
 from prunevid.runtime import Pipeline, SamplingConfig, load
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({_published(name): weights.tensor(name).numpy() for name in shapes}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(data))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 151645}))
-    assets.prompt_of_bytes(folder, config)
+    prompt_files.prompt_of_bytes(folder, config)
     return folder
 
 

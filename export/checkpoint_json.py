@@ -1,0 +1,73 @@
+"""Reading a checkpoint's small files: whole, within bounds, and every failure in one sentence."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from prunevid.errors import PruneVidError
+
+# Larger than any config or index there is; a tokenizer of 300,000 words has some 20 MB.
+_LARGEST = 1 << 26
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of that name in the folder, or None where there is none.
+
+    Raises PruneVidError where the name is there but is no plain file that can be read: a folder, a link to nothing.
+    """
+    path = folder / name
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise PruneVidError(f"cannot read {path}: it is a link to a file that is not there") from None
+        return None
+    except (OSError, ValueError) as error:
+        raise PruneVidError(f"cannot read {path}: {_reason(error)}") from error
+    if not stat.S_ISREG(mode):
+        raise PruneVidError(f"cannot read {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. Raises PruneVidError where it cannot be read, is no UTF-8, or is larger than any is."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise PruneVidError(f"cannot read {path}: {_reason(error)}") from error
+    if len(content) > _LARGEST:
+        raise PruneVidError(f"{path} is larger than {_LARGEST >> 20} MB, which no file of its kind is")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PruneVidError(f"{path} is damaged ({error}): download the checkpoint again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises PruneVidError where it is damaged, or has a key twice."""
+    text = read_text(path)
+    try:
+        data = json.loads(text, object_pairs_hook=without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise PruneVidError(f"{path} is damaged ({error}): download the checkpoint again") from error
+    if not isinstance(data, dict):
+        raise PruneVidError(f"{path} is damaged (no JSON object): download the checkpoint again")
+    return data
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: an object whose keys are all different. Raises ValueError for one that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:80]!r} is there twice")
+        found[key] = value
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,0 +1,168 @@
+"""The pixel side of a checkpoint: what its processor files ask for, of which every key is obeyed or refused by name.
+
+Which file wins, and what a missing key means, is as transformers has it (``BaseVideoProcessor`` and the class
+``LlavaOnevisionVideoProcessor``, whose own mean and standard deviation are CLIP's).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunevid.errors import PruneVidError
+from prunevid.export.checkpoint_json import find_file, read_json
+from prunevid.export.schema import (
+    FLAG,
+    Rule,
+    Section,
+    anything,
+    conform,
+    either,
+    is_number,
+    list_of,
+    number,
+    one_of,
+    only,
+    optional,
+    positive,
+    refuse,
+    text,
+    whole,
+)
+from prunevid.preprocessing import Preprocessing
+
+_NESTED = "processor_config.json"
+_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
+# What the class assumes for a key that is missing or null.
+_CLASS_SIZE = 384
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# PIL's numbers; transformers' torch processors do the other filters in another way, or not at all.
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+
+_SIDE = whole(1, 4096)
+_OFF = one_of(False, None)
+_THREE = either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 3, 3))
+_SECTION = Section(
+    {
+        "do_resize": only(one_of(True, None), "the vision tower takes frames of one size"),
+        "size": optional(either(_SIDE, Rule("an object of height and width", lambda value: isinstance(value, dict)))),
+        "default_to_square": optional(FLAG),
+        "resample": optional(Rule("2 (bilinear) or 3 (bicubic)", lambda value: type(value) is int and value in (2, 3))),
+        "do_center_crop": only(_OFF, "frames are shown whole"),
+        "do_rescale": optional(FLAG),
+        "rescale_factor": optional(positive(1e6)),
+        "do_normalize": optional(FLAG),
+        "image_mean": optional(_THREE),
+        "image_std": optional(_THREE),
+        "do_sample_frames": only(_OFF, "which frames are shown is up to the run"),
+        # What changes nothing: frames are RGB already, padding is for images' tiles, and the rest for the caller.
+        "do_convert_rgb": optional(FLAG),
+        "do_pad": optional(FLAG),
+        "data_format": one_of("channels_first", None),
+        **dict.fromkeys(
+            (
+                "auto_map",
+                "crop_size",
+                "device",
+                "disable_grouping",
+                "feature_extractor_type",
+                "fps",
+                "image_grid_pinpoints",
+                "image_processor_type",
+                "input_data_format",
+                "num_frames",
+                "pad_size",
+                "processor_class",
+                "return_metadata",
+                "return_tensors",
+                "video_metadata",
+                "video_processor_type",
+                "_valid_processor_keys",
+            ),
+            anything(),
+        ),
+    },
+    closed=True,
+)
+# Processors of other models, whose classes have other defaults and other steps.
+_OURS = ("LlavaOnevision", "Siglip", "CLIP")
+
+
+def read_preprocessing(checkpoint: Path, size: int, patches: int) -> Preprocessing:
+    """Preprocessing as the checkpoint's processor files have it.
+
+    size: side of the frames that the vision tower takes, in pixels; patches: how many it cuts them into. Raises
+    PruneVidError where there is no such file, or where it asks for something else than the runtime does.
+    """
+    data, where = _find(checkpoint, patches)
+    known = conform(data, _SECTION, where)
+    _check_class(known, where)
+    _check_size(known, size, where)
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if known.get("do_normalize") is not False:
+        mean, std = _triple(known.get("image_mean"), _CLIP_MEAN), _triple(known.get("image_std"), _CLIP_STD)
+    if min(std) <= 0:
+        raise refuse(where, "image_std", known["image_std"], "three numbers above 0")
+    rescale = 1.0 if known.get("do_rescale") is False else known.get("rescale_factor") or 1 / 255
+    return Preprocessing(size, mean, std, float(rescale), _RESAMPLING[known.get("resample") or 3])
+
+
+def default_preprocessing(size: int) -> Preprocessing:
+    """SigLIP's preprocessing: bicubic to a square, then to the range -1 to 1."""
+    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255, "bicubic")
+
+
+def _find(checkpoint: Path, patches: int) -> tuple[dict[str, Any], str]:
+    """What the file that wins says, and where that is."""
+    if nested := find_file(checkpoint, _NESTED):
+        data = read_json(nested)
+        counted = data.get("num_image_tokens")
+        if counted is not None and counted != patches:
+            raise refuse(str(nested), "num_image_tokens", counted, f"{patches}, the patches that config.json describes")
+        if "video_processor" in data:
+            section = data["video_processor"]
+            if not isinstance(section, dict):
+                raise refuse(str(nested), "video_processor", section, "an object")
+            return section, f"{nested}: video_processor"
+    for name in _FILES:
+        if file := find_file(checkpoint, name):
+            return read_json(file), str(file)
+    raise PruneVidError(
+        f"the checkpoint {checkpoint} says nowhere how frames become pixel values: save its processor there "
+        f"({_FILES[0]})"
+    )
+
+
+def _check_class(known: dict[str, Any], where: str) -> None:
+    key = "video_processor_type" if known.get("video_processor_type") is not None else "image_processor_type"
+    name = known.get(key)
+    if name is not None and not (text(200).fits(name) and name.startswith(_OURS)):
+        raise refuse(where, key, name, "a processor of LLaVA-OneVision: others take further steps")
+
+
+def _check_size(known: dict[str, Any], size: int, where: str) -> None:
+    given = known.get("size")
+    sides = {"height": _CLASS_SIZE, "width": _CLASS_SIZE} if given is None else given
+    if is_number(sides):
+        sides = dict.fromkeys(("height", "width") if known.get("default_to_square") else ("shortest_edge",), sides)
+    for key, value in sides.items():
+        if key not in ("height", "width") and value is not None:
+            raise refuse(
+                where,
+                f"size[{key[:40]!r}]",
+                value,
+                f"absent: frames become squares of {size} pixels, whatever their shape",
+            )
+    if (sides.get("height"), sides.get("width")) != (size, size):
+        shown = f"{sides.get('height')!r} x {sides.get('width')!r}"[:80]
+        raise PruneVidError(
+            f"{where}: size must be {size} x {size}, as the vision tower of config.json has it, not {shown}"
+        )
+
+
+def _triple(values: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if values is None:
+        return default
+    red, green, blue = values if isinstance(values, list) else [values] * 3
+    return float(red), float(green), float(blue)

@@ -7,10 +7,13 @@ in memory that this process must not read. The chain treats both alike: it slice
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
 import numpy as np
+
+from prunevid.errors import PruneVidError
 
 
 class DeviceArray:
@@ -71,6 +74,57 @@ class DeviceArray:
 Array = np.ndarray | DeviceArray
 
 
+@dataclass(frozen=True)
+class Slot:
+    """An input or output of a graph.
+
+    owner: what it is of, for messages. dtype: None for one that no array has. shape: sizes, symbols where they vary.
+    """
+
+    owner: str
+    name: str
+    dtype: np.dtype | None
+    shape: tuple[int | str | None, ...]
+
+    def readable(self, array: Array) -> Array:
+        """``array`` as a graph can read it: NumPy's become contiguous, aligned and of native byte order.
+
+        They are copied where they are not. Raises PruneVidError where element type or shape are not the input's.
+        """
+        if not isinstance(array, np.ndarray):
+            self._check(array)
+            return array
+        flags = array.flags
+        if array.dtype.isnative and flags.c_contiguous and flags.aligned:
+            self._check(array)
+            return array
+        native = np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+        self._check(native)
+        return native
+
+    def writable(self, array: Array) -> Array:
+        """``array``, into which a graph writes in place. Raises PruneVidError where it cannot."""
+        self._check(array)
+        if isinstance(array, np.ndarray):
+            flags = array.flags
+            if not (flags.c_contiguous and flags.aligned and flags.writeable):
+                raise PruneVidError(
+                    f"{self.name} of {self.owner} cannot be written into an array that is not contiguous or read-only"
+                )
+        return array
+
+    def _check(self, array: Array) -> None:
+        if not isinstance(array, (np.ndarray, DeviceArray)):
+            raise PruneVidError(f"{self.name} of {self.owner} must be an array, not a {type(array).__name__}")
+        if array.dtype != self.dtype:
+            raise PruneVidError(f"{self.name} of {self.owner} must be {self.dtype}, not {array.dtype}")
+        shape = array.shape
+        if len(shape) != len(self.shape) or any(
+            size != wanted and isinstance(wanted, int) for size, wanted in zip(shape, self.shape, strict=True)
+        ):
+            raise PruneVidError(f"{self.name} of {self.owner} must have shape {_text(self.shape)}, not {_text(shape)}")
+
+
 class Memory(Protocol):
     """Where a backend's arrays lie."""
 
@@ -83,7 +137,10 @@ class Memory(Protocol):
         ...
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy the values of ``source``, which may be a NumPy array, into ``target`` of the same shape and dtype."""
+        """Copy the values of ``source``, which may be any NumPy array, into ``target`` of the same shape and dtype.
+
+        Raises ValueError where shape or dtype differ.
+        """
         ...
 
     def download(self, array: Array) -> np.ndarray:
@@ -106,12 +163,23 @@ class HostMemory:
         """See :class:`Memory`."""
         assert isinstance(source, np.ndarray)
         assert isinstance(target, np.ndarray)
+        check_copy(source, target)
         target[...] = source
 
     def download(self, array: Array) -> np.ndarray:
         """The array itself."""
         assert isinstance(array, np.ndarray)
         return array
+
+
+def check_copy(source: Array, target: Array) -> None:
+    """Raise ValueError where copying would have to convert or to repeat values; byte order is none of its business."""
+    if source.shape != target.shape or source.dtype.newbyteorder("=") != target.dtype:
+        raise ValueError(f"cannot copy {source.dtype} {source.shape} into {target.dtype} {target.shape}")
+
+
+def _text(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _bounds(key: slice, length: int) -> tuple[int, int]:

@@ -13,10 +13,16 @@ import onnxruntime as ort
 
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
-from prunevid.runtime.arrays import Array, DeviceArray, HostMemory
+from prunevid.runtime.arrays import Array, DeviceArray, HostMemory, Slot
 from prunevid.runtime.machine import has_exact_int8
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+# ONNX Runtime's words for the element types that bundles have.
+_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int64)": np.dtype(np.int64),
+}
 
 
 class OrtCpuBackend:
@@ -68,19 +74,24 @@ class OrtGraph:
     def __init__(self, session: Any, file: Path, place: str) -> None:
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
-        self._types = {value.name: value.type for value in session.get_outputs()}
+        self._slots = {
+            value.name: Slot(file.name, value.name, _TYPES.get(value.type), tuple(value.shape))
+            for value in (*session.get_inputs(), *session.get_outputs())
+        }
         self._session, self._file, self._place = session, file, place
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
         """See :class:`prunevid.runtime.backend.Graph`."""
         binding = self._session.io_binding()
-        for name, array in feeds.items():
+        # Held until the run is over: the binding knows their addresses only.
+        read = {name: self._slots[name].readable(array) for name, array in feeds.items()}
+        for name, array in read.items():
             binding.bind_input(name, *_located(array, self._place))
         for name, target in outputs.items():
             if target is None:
                 binding.bind_output(name, self._place)
             else:
-                binding.bind_output(name, *_located(target, self._place))
+                binding.bind_output(name, *_located(self._slots[name].writable(target), self._place))
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -95,7 +106,8 @@ class OrtGraph:
         if self._place == "cpu":
             array: np.ndarray = value.numpy()
             return array
-        dtype = np.dtype(_TYPES[self._types[name]])
+        dtype = self._slots[name].dtype
+        assert dtype is not None  # graphs of bundles have no other types
         return DeviceArray(value.data_ptr(), value.shape(), dtype, value)
 
 

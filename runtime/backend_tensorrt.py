@@ -11,7 +11,7 @@ import numpy as np
 from prunevid.bundle import Bundle
 from prunevid.engines import EngineDevice, EngineSpec, check_device
 from prunevid.errors import PruneVidError
-from prunevid.runtime.arrays import Array
+from prunevid.runtime.arrays import Array, Slot
 from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.device_memory import DeviceMemory
 from prunevid.runtime.engine_context import EngineContext, Tools, Workspace
@@ -71,6 +71,10 @@ class EngineGraph:
             raise PruneVidError(f"TensorRT {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}")
         self.inputs = tuple(spec.name for spec in graph.inputs)
         self.outputs = tuple(spec.name for spec in graph.outputs)
+        self._slots = {
+            spec.name: Slot(engine.file, spec.name, np.dtype(spec.dtype), spec.shape)
+            for spec in (*graph.inputs, *graph.outputs)
+        }
         found = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if found != {*self.inputs, *self.outputs}:
             raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `prunevid build`")
@@ -85,7 +89,11 @@ class EngineGraph:
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
         """See :class:`prunevid.runtime.backend.Graph`."""
-        shapes = tuple(feeds[name].shape for name in self.inputs)
+        feeds = {name: self._slots[name].readable(feeds[name]) for name in self.inputs}
+        for name, target in outputs.items():
+            if target is not None:
+                self._slots[name].writable(target)
+        shapes = tuple(array.shape for array in feeds.values())
         values = tuple(int(np.asarray(feeds[name]).item()) for name in self._value_inputs)
         number = self._chosen.get((shapes, values))
         if number is None:

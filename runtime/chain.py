@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
+from prunevid.errors import PruneVidError
 from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
-from prunevid.runtime.arrays import Array
+from prunevid.runtime.arrays import Array, Slot
 from prunevid.runtime.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer
 
@@ -65,6 +67,10 @@ class Chain:
         self.dtype = np.dtype(table.dtype)
         # Mapped, not read: a prompt looks up a few hundred of some 150,000 rows.
         self._table = np.memmap(bundle.file(table.file), self.dtype, "r", shape=(table.rows, table.columns))
+        model = self.manifest.model
+        shape, size = ("frames", model.tokens_per_frame, model.decoder.hidden_size), self.manifest.preprocessing.size
+        self._features = Slot("a video", "features", self.dtype, shape)
+        self._pixels = Slot("a video", "pixel_values", np.dtype(np.float32), ("frames", 3, size, size))
         self.cache_dtype = np.dtype(self.manifest.cache_dtype)
         self.pre_layers = range(self.manifest.prune.prune_layer + 1)
         self.post_layers = range(self.manifest.prune.prune_layer + 1, self._shape.layers)
@@ -78,8 +84,11 @@ class Chain:
         return RowBuffer(self.memory, 1, rows, self._shape.hidden_size, self.dtype)
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Embeddings [n, C] of token ids."""
-        return np.asarray(self._table[np.asarray(ids, np.int64)])
+        """Embeddings [n, C] of token ids. Raises PruneVidError where the table has no such row."""
+        rows = np.asarray(ids)
+        if rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= len(self._table)):
+            raise PruneVidError(f"token ids must be whole numbers from 0 to {len(self._table) - 1}")
+        return np.asarray(self._table[rows.astype(np.int64)])
 
     @property
     def image_newline(self) -> np.ndarray:
@@ -101,7 +110,13 @@ class Chain:
         The graph merges each batch of frames on the way, which is dropped: a merge over few frames costs next to
         nothing beside their encoding (docs/benchmarks.md has the figure).
         """
-        features = self._room_for_features(len(pixel_values))
+        return self._encode(self._checked(self._pixels, pixel_values))
+
+    def _encode(self, pixel_values: np.ndarray) -> Array:
+        """Features of any number of frames, none included."""
+        spec = self.manifest.model
+        shape = (len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size)
+        features = self.memory.empty(shape, self.dtype)
         for start in range(0, len(pixel_values), FRAMES_AT_ONCE):
             stop = min(start + FRAMES_AT_ONCE, len(pixel_values))
             feeds = self._vision_feeds(pixel_values[start:stop], features[:0], self.manifest.prune)
@@ -110,6 +125,7 @@ class Chain:
 
     def merge(self, features: Array, prune: PruneConfig) -> VideoTokens:
         """Merge features [T, N, C] into visual tokens."""
+        features = self._checked(self._features, features)
         feeds = {"features": features, **self._settings(prune, len(features))}
         return self._merged(self._merge.run(feeds, dict.fromkeys(_MERGED)))
 
@@ -118,17 +134,21 @@ class Chain:
 
         The same tokens as of :meth:`encode` and :meth:`merge`, in one run less.
         """
+        pixel_values = self._checked(self._pixels, pixel_values)
         before = (len(pixel_values) - 1) // FRAMES_AT_ONCE * FRAMES_AT_ONCE
-        feeds = self._vision_feeds(pixel_values[before:], self.encode(pixel_values[:before]), prune)
+        feeds = self._vision_feeds(pixel_values[before:], self._encode(pixel_values[:before]), prune)
         return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)))
+
+    def _checked(self, slot: Slot, frames: Any) -> Any:
+        """Pixel values or features as graphs read them, of one frame or more: runtimes die of a tower over none."""
+        checked = slot.readable(frames)
+        if not len(checked):
+            raise PruneVidError("there are no frames to encode or merge: give at least one")
+        return checked
 
     def _vision_feeds(self, pixel_values: np.ndarray, past: Array, prune: PruneConfig) -> dict[str, Array]:
         settings = self._settings(prune, len(past) + len(pixel_values))
         return {"pixel_values": pixel_values, "past_features": past, **settings}
-
-    def _room_for_features(self, frames: int) -> Array:
-        spec = self.manifest.model
-        return self.memory.empty((frames, spec.tokens_per_frame, spec.decoder.hidden_size), self.dtype)
 
     def _merged(self, outputs: Mapping[str, Array]) -> VideoTokens:
         # How many tokens there are is known only now; what is small and decides about more comes to the host.
@@ -137,6 +157,7 @@ class Chain:
 
     def unmerged(self, features: Array) -> VideoTokens:
         """Features [T, N, C] as they are, each frame a group of its own: what merging is compared with."""
+        features = self._checked(self._features, features)
         frames, tokens, channels = features.shape
         index = np.arange(frames * tokens, dtype=np.int64)
         return VideoTokens(

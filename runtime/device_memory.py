@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from prunevid.runtime.arrays import Array, DeviceArray
+from prunevid.runtime.arrays import Array, DeviceArray, check_copy
 from prunevid.runtime.cuda import Cuda
 
 _SMALLEST = 512
@@ -46,8 +46,7 @@ class DeviceMemory:
     def copy(self, source: Array, target: Array) -> None:
         """See :class:`Memory`."""
         assert isinstance(target, DeviceArray)
-        if source.shape != target.shape or source.dtype != target.dtype:
-            raise ValueError(f"cannot copy {source.dtype} {source.shape} into {target.dtype} {target.shape}")
+        check_copy(source, target)
         if not target.nbytes:
             return
         if isinstance(source, np.ndarray):
@@ -101,7 +100,7 @@ class _Staging:
         """Begin to copy ``source`` into ``target``; ``source`` may change at once."""
         if not target.contiguous:
             raise ValueError(f"cannot upload into {target.shape}, which is not contiguous")
-        values = np.ascontiguousarray(source).reshape(-1).view(np.uint8)
+        values = np.ascontiguousarray(source, target.dtype).reshape(-1).view(np.uint8)
         for start in range(0, len(values), _STAGING_BYTES):
             piece = values[start : start + _STAGING_BYTES]
             at = self._reserve(len(piece))

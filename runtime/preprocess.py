@@ -10,14 +10,17 @@ from PIL import Image
 from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
 
-__all__ = ["preprocess"]
+__all__ = ["preprocess", "resize"]
+
+# Of a frame that is resized, at a time.
+_BLOCK_PIXELS = 2**20
 
 
 def preprocess(frames: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Pixel values for the vision tower.
 
     Args:
-        frames: uint8 [T, H, W, 3], RGB.
+        frames: uint8 [T, H, W, 3], RGB; frames that went through `resize` give the same as those that did not.
         preprocessing: Size, normalisation and resampling.
 
     Returns:
@@ -29,18 +32,31 @@ def preprocess(frames: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArr
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape[1:]:
         raise PruneVidError(f"frames must be RGB, uint8 of shape [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
-    size = preprocessing.size
-    filter_ = Image.Resampling[preprocessing.resample.upper()]
     table = _values_of_levels(preprocessing)
-    pixels = np.empty((len(frames), 3, size, size), np.float32)
+    pixels = np.empty((len(frames), 3, preprocessing.size, preprocessing.size), np.float32)
     for frame, out in zip(frames, pixels, strict=True):
-        # In two steps, because the order matters where the first one clips: the video processor resizes
-        # along the width first, as Pillow did up to version 12; Pillow 13 does what is cheaper.
-        image = Image.fromarray(frame).resize((size, frame.shape[0]), filter_)
-        resized = np.asarray(image.resize((size, size), filter_))
+        resized = resize(frame, preprocessing)
         for channel in range(3):
             np.take(table[channel], resized[..., channel], out=out[channel], mode="clip")
     return pixels
+
+
+def resize(frame: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """A frame, uint8 [H, W, 3], as large as the vision tower sees it: uint8 [size, size, 3].
+
+    What this makes of each frame is all that need be kept of a video. Of the frame itself, nothing is copied as a
+    whole: frames may be large.
+    """
+    size, height, width = preprocessing.size, frame.shape[0], frame.shape[1]
+    filter_ = Image.Resampling[preprocessing.resample.upper()]
+    # In two steps, because the order matters where the first one clips: the video processor resizes along
+    # the width first, as Pillow did up to version 12; Pillow 13 does what is cheaper.
+    narrow = np.empty((height, size, 3), np.uint8)
+    rows = max(1, _BLOCK_PIXELS // width)
+    for top in range(0, height, rows):
+        block = np.ascontiguousarray(frame[top : top + rows])
+        narrow[top : top + rows] = np.asarray(Image.fromarray(block).resize((size, len(block)), filter_))
+    return np.asarray(Image.fromarray(narrow).resize((size, size), filter_))
 
 
 def _values_of_levels(preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Opening a video file, and finding out which timestamps its sampled frames have, without decoding it.
+"""Opening a video file, choosing what to show of it, and reading its packets.
 
 A video is untrusted input. Formats that refer to other files or to addresses (playlists) are refused, and the
 decoder is told how large a frame may become.
@@ -6,6 +6,7 @@ decoder is told how large a frame may become.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,17 +17,9 @@ import av
 import av.error
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_frames import MAX_FRAME_PIXELS, sample_indices
+from prunevid.runtime.video_frames import MAX_FRAME_PIXELS, check_dimensions
 
-__all__ = [
-    "Targets",
-    "UnusableTimestampsError",
-    "open_video",
-    "packets_of",
-    "targets_by_packets",
-    "targets_by_rate",
-    "video_stream",
-]
+__all__ = ["OpenVideo", "choose_stream", "open_video", "packets_of", "seconds_of"]
 
 # Containers and raw streams only. ffmpeg would also open playlists, which name other files and addresses, and
 # would show a plain text file as a film of text.
@@ -35,45 +28,70 @@ _FORMATS = (
     "yuv4mpegpipe,gif,apng,mp3,wav,flac,aac"
 )
 _OPEN_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+# Places in a row where the container is damaged.
 _MAX_DEMUX_ERRORS = 100
+# Read to find out which of several tracks move.
+_PEEK_BYTES = 64 * 2**20
+# Decoding frames in parallel keeps one for every thread; larger frames than this many pixels are decoded one by one.
+_PARALLEL_PIXELS = 2**24
 # Titles need not be UTF-8. From PyAV 19 on that is never an error, and there is no such option.
 _TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-class UnusableTimestampsError(Exception):
-    """The file's timestamps do not say which frame is the i-th: it must be decoded in order and counted."""
-
-
 @dataclass(frozen=True)
-class Targets:
-    """Timestamps of the wanted frames.
+class OpenVideo:
+    """A file that is open for reading, and the stream of it that is shown.
 
     Attributes:
-        pts: In the stream's time base, increasing.
-        slack: A frame up to this much before a wanted timestamp is the wanted one.
-        exact: The timestamps are known to be the frames' own, not estimated.
-        keys: Timestamps of all key frames, increasing, where they are known.
+        path: The file.
+        container: PyAV's input container.
+        stream: The video stream, set up for decoding.
+        time_base: Seconds of one tick of the stream's timestamps.
     """
 
-    pts: list[int]
-    slack: int
-    exact: bool
-    keys: list[int] | None = None
+    path: Path
+    container: Any
+    stream: Any
+    time_base: Fraction
+
+    def __enter__(self) -> OpenVideo:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.container.close()
+
+    @property
+    def format(self) -> str:
+        """ffmpeg's name of the container's format; of several names, the first."""
+        return str(self.container.format.name).split(",")[0]
+
+    def packets(self) -> Iterator[Any]:
+        """The stream's packets, as `packets_of` reads them."""
+        return packets_of(self.container, self.stream)
 
 
-def open_video(path: Path) -> Any:
-    """Opens an existing file as a PyAV input container.
+def open_video(path: Path, index: int) -> OpenVideo:
+    """Opens an existing file to decode the stream of this index, which `choose_stream` found.
 
     Raises:
-        PruneVidError: It is empty, may not be read, or is not a video.
+        PruneVidError: As `choose_stream` does.
     """
+    container = _open(path)
+    try:
+        return OpenVideo(path, container, *_prepare(container.streams[index], path))
+    except BaseException:
+        container.close()
+        raise
+
+
+def _open(path: Path) -> Any:
     try:
         # A name may look like a protocol ("concat:..."); an absolute path never does.
         name = str(path.resolve())
         return av.open(name, mode="r", container_options=dict(_OPEN_OPTIONS), **_TOLERANT)
     except av.error.PermissionError as error:
         raise PruneVidError(f"{path}: no permission to read this file") from error
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, ValueError) as error:  # the latter of names that are not Unicode
         if path.stat().st_size == 0:
             raise PruneVidError(f"{path}: the file is empty") from error
         raise PruneVidError(
@@ -82,105 +100,92 @@ def open_video(path: Path) -> Any:
         ) from error
 
 
-def video_stream(container: Any, path: Path) -> Any:
-    """The container's first video stream that is not a cover picture, set up for decoding.
-
-    Raises:
-        PruneVidError: There is none (sound only), or no decoder for it.
-    """
-    streams = [stream for stream in container.streams.video if not _is_cover_picture(stream)]
-    if not streams:
-        kinds = sorted({stream.type for stream in container.streams} - {"video"})
-        what = f"only {' and '.join(kinds)}" if kinds else "no streams"
-        raise PruneVidError(f"{path}: there is no video in this file ({what}); give a file with a picture")
-    stream = streams[0]
+def _prepare(stream: Any, path: Path) -> tuple[Any, Fraction]:
+    """The stream, set up for decoding, and its time base."""
     if stream.codec_context is None:
         raise PruneVidError(f"{path}: no decoder is available for this video's codec; convert it to H.264")
-    stream.thread_type = "AUTO"
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width and height:  # else unknown before the first frame is decoded
+        check_dimensions(width, height, str(path))
+    stream.thread_type = "AUTO" if width * height <= _PARALLEL_PIXELS else "SLICE"
     # Dimensions may change in the middle of a file, after they were checked.
     stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    return stream
+    return stream, Fraction(stream.time_base.numerator, stream.time_base.denominator)
 
 
-def _is_cover_picture(stream: Any) -> bool:
-    disposition = getattr(stream, "disposition", None)
-    return disposition is not None and bool(disposition & type(disposition).attached_pic)
+def choose_stream(path: Path) -> int:
+    """Index of the video stream to show.
 
+    Pictures beside the film (covers, thumbnails, stills) come last, as do streams of a single frame; then the
+    stream that is marked default comes first, then the larger picture, then the first.
 
-def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets of a stream up to the end of the file, stepping over places where the container is damaged.
-
-    The last one is empty: decoding it drains the decoder.
+    Raises:
+        PruneVidError: The file is empty, may not be read, is not a video, or has no video (sound only).
     """
-    for _ in range(_MAX_DEMUX_ERRORS):
+    with _open(path) as container:
+        streams = [stream for stream in container.streams.video if not _marked(stream, "attached_pic")]
+        if not streams:
+            kinds = sorted({stream.type for stream in container.streams} - {"video"})
+            what = f"only {' and '.join(kinds)}" if kinds else "no streams"
+            raise PruneVidError(f"{path}: there is no video in this file ({what}); give a file with a picture")
+        if len(streams) == 1:
+            return int(streams[0].index)
+        packets = _count_packets(container, streams)
+
+        def rank(stream: Any) -> tuple[bool, bool, bool, bool, int, int]:
+            context = stream.codec_context
+            return (
+                not _marked(stream, "still_image", "timed_thumbnails", "dependent", "metadata"),
+                packets[stream.index] > 1,
+                packets[stream.index] > 0,
+                _marked(stream, "default"),
+                context.width * context.height if context is not None else 0,
+                -stream.index,
+            )
+
+        return int(max(streams, key=rank).index)
+
+
+def _marked(stream: Any, *names: str) -> bool:
+    """Whether one of these dispositions is set; older versions of PyAV and ffmpeg do not know all of them."""
+    known = type(stream.disposition)
+    return any(bool(stream.disposition & getattr(known, name)) for name in names if hasattr(known, name))
+
+
+def _count_packets(container: Any, streams: list[Any]) -> Counter[int]:
+    """How many packets each stream has, up to two; those of a stream that begins late may not be seen."""
+    found: Counter[int] = Counter()
+    read = 0
+    for packet in packets_of(container, *streams):
+        found[packet.stream_index] += packet.size > 0
+        read += packet.size
+        if read > _PEEK_BYTES or all(found[stream.index] > 1 for stream in streams):
+            break
+    return found
+
+
+def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
+    """Packets of streams up to the end of the file, stepping over places where the container is damaged.
+
+    A stream's last one is empty: decoding it drains the decoder.
+    """
+    errors = 0
+    while errors < _MAX_DEMUX_ERRORS:
         try:
-            yield from container.demux(stream)
+            for packet in container.demux(*streams):
+                errors = 0
+                yield packet
             return
         except av.error.EOFError:
             return
         except av.error.FFmpegError:
-            continue
+            errors += 1
 
 
-def targets_by_rate(container: Any, stream: Any, count: int, trusted: bool) -> Targets | None:
-    """Targets computed from the frame rate, where it is provably constant or `trusted`."""
-    rate, frames = stream.average_rate, stream.frames
-    seconds = _duration(container, stream)
-    if not rate or not seconds:
-        return None
-    constant = rate == stream.base_rate and frames > 0 and frames == round(seconds * rate)
-    # AVI has no times of display and an MPEG program stream few: what packets carry may be some frames off.
-    constant &= container.format.name not in ("avi", "mpeg")
-    if not constant and not trusted:
-        return None
-    start = next((packet.pts for packet in packets_of(container, stream) if packet.is_keyframe), None)
-    if start is None:
-        return None
-    total = frames if frames > 0 else max(1, round(seconds * rate))
-    step = (1 / rate if constant else seconds / total) / stream.time_base
-    pts = [start + round(int(index) * step) for index in sample_indices(total, count)]
-    return Targets(pts, slack=int(step / 2), exact=constant)
-
-
-def _duration(container: Any, stream: Any) -> Fraction | None:
-    """Seconds; None where the file does not say."""
+def seconds_of(container: Any, stream: Any) -> Fraction | None:
+    """How long the stream lasts, or the file; None where neither says."""
     if stream.duration is not None and stream.duration > 0:
-        return Fraction(stream.duration * stream.time_base)
+        return Fraction(stream.duration * Fraction(stream.time_base.numerator, stream.time_base.denominator))
     if container.duration is not None and container.duration > 0:
         return Fraction(container.duration, av.time_base)
     return None
-
-
-def targets_by_packets(container: Any, stream: Any, count: int, path: Path) -> Targets:
-    """Targets taken from the timestamps of all packets of a file just opened; they are read but not decoded.
-
-    Raises:
-        PruneVidError: There are no packets.
-        UnusableTimestampsError: They have no timestamps, or none that rise.
-    """
-    stamps: list[int] = []
-    keys: list[int] = []
-    packets, last_dts, ordered = 0, None, True
-    for packet in packets_of(container, stream):
-        if packet.size == 0 or packet.is_discard:
-            continue
-        packets += 1
-        if packet.dts is not None:
-            ordered &= last_dts is None or packet.dts >= last_dts
-            last_dts = packet.dts
-        if packet.pts is not None:
-            stamps.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-    if not packets:
-        raise PruneVidError(f"{path}: the video has no frames; it is empty or cut off after its header")
-    # The second field of an interlaced frame is a packet of its own without a timestamp: half is enough.
-    if 2 * len(stamps) < packets or not ordered or any(b <= a for a, b in zip(keys, keys[1:], strict=False)):
-        raise UnusableTimestampsError
-    # AVI has decoding times only; where the parser made no times of display of them, they rise steadily.
-    if container.format.name == "avi" and stream.codec_context.has_b_frames and stamps == sorted(stamps):
-        raise UnusableTimestampsError
-    # What is shown before the first key frame cannot be decoded.
-    shown = sorted({stamp for stamp in stamps if not keys or stamp >= keys[0]})
-    pts = [shown[index] for index in sample_indices(len(shown), count)]
-    return Targets(pts, slack=0, exact=True, keys=keys)

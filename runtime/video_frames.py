@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,13 @@ __all__ = [
     "MAX_TOTAL_PIXELS",
     "FrameStack",
     "SampledFrames",
+    "Shrink",
     "check_dimensions",
     "sample_indices",
 ]
+
+Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""Makes of a frame, uint8 [H, W, 3], what is kept of it, of the same size for all frames of a size."""
 
 MAX_SIDE = 16384
 """Longest side of a frame, in pixels."""
@@ -34,10 +39,12 @@ class SampledFrames:
     """Frames sampled from a video.
 
     Attributes:
-        frames: uint8 [T, H, W, 3], RGB, in order, all different frames of the video.
+        frames: uint8 [T, H, W, 3], RGB, in order, all different frames of the video; as they are, or what
+            `shrink` made of them.
         timestamps_s: float64 [T], seconds since the first frame of the video. A folder of images and an array
             have no clock: there, one frame counts as one second.
-        skipped: Damaged frames that were met and passed over.
+        skipped: Damaged frames that were met and passed over; at least as many as frames that were wanted but
+            not to be had.
         source: What was read, for messages.
         decoded: Frames decoded to get these: in a video file, those since the key frames before them too.
     """
@@ -67,37 +74,40 @@ def check_dimensions(width: int, height: int, where: str) -> None:
 
 
 class FrameStack:
-    """Frames of one size collected into one array that is allocated once."""
+    """Frames of one size collected into one array that is allocated once.
 
-    def __init__(self, source: str, capacity: int) -> None:
+    shrink: what is kept of every frame, such as `prunevid.runtime.preprocess.resize`; by default all of it.
+    """
+
+    def __init__(self, source: str, capacity: int, shrink: Shrink | None = None) -> None:
+        self.size: tuple[int, int] | None = None
+        """Height and width of the frames as they were added; None while there is none."""
         self._source = source
         self._capacity = capacity
+        self._shrink = shrink
         self._frames: NDArray[np.uint8] | None = None
         self._timestamps: list[float] = []
 
     def __len__(self) -> int:
         return len(self._timestamps)
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width of the frames; None while there is none."""
-        return None if self._frames is None else (self._frames.shape[1], self._frames.shape[2])
-
     def add(self, image: NDArray[np.uint8], timestamp_s: float) -> None:
-        """Copies a frame, uint8 [H, W, 3] of the first one's size, to the end.
+        """Copies what is to be kept of a frame, uint8 [H, W, 3] of the first one's size, to the end.
 
         Raises:
             PruneVidError: All frames together would exceed MAX_TOTAL_PIXELS.
         """
+        kept = image if self._shrink is None else self._shrink(image)
         if self._frames is None:
-            pixels = self._capacity * image.shape[0] * image.shape[1]
+            self.size = (image.shape[0], image.shape[1])
+            pixels = self._capacity * kept.shape[0] * kept.shape[1]
             if pixels > MAX_TOTAL_PIXELS:
                 raise PruneVidError(
-                    f"{self._source}: {self._capacity} frames of {image.shape[1]} x {image.shape[0]} are "
+                    f"{self._source}: {self._capacity} frames of {kept.shape[1]} x {kept.shape[0]} are "
                     f"{pixels} pixels, more than {MAX_TOTAL_PIXELS}; ask for fewer or scale the video down"
                 )
-            self._frames = np.empty((self._capacity, *image.shape), np.uint8)
-        self._frames[len(self)] = image
+            self._frames = np.empty((self._capacity, *kept.shape), np.uint8)
+        self._frames[len(self)] = kept
         self._timestamps.append(timestamp_s)
 
     def finish(self, skipped: int, decoded: int) -> SampledFrames:

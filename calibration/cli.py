@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunevid.calibration.recipes import KV_CACHES, RECIPES
+from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output, write_whole
 from prunevid.runtime.machine import has_exact_int8
@@ -33,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipes = "; ".join(f"{recipe.name}: {recipe.summary}" for recipe in RECIPES.values())
     parser.add_argument(
         "bundles",
+        type=path,
         metavar="BUNDLE",
         nargs="+",
         help="folder made by `prunevid export`; to tune, several of one model with different prune layers",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the new bundle")
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="folder of the new bundle")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", choices=tuple(RECIPES), default=argparse.SUPPRESS, help=recipes)
     what.add_argument("--tune-pruning", action="store_true", help="search pruning settings within a budget instead")
@@ -50,19 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--questions",
+        type=path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help='JSON lines {"video": path, "question": text, "answer": text}; the answer may be missing',
     )
     asked.add_argument(
         "--videos",
+        type=path,
         metavar="DIR",
         default=argparse.SUPPRESS,
         help="folder of videos, about which general questions are asked",
     )
     parser.add_argument(
         "--min-agreement",
-        type=float,
+        type=number,
         default=argparse.SUPPRESS,
         metavar="X",
         help="share of held-out questions to be answered as before (tuning: as without pruning); else nothing is "
@@ -73,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-tokens", "X", "largest share of the visual tokens to keep, on average"),
         ("--max-ttft-ms", "MS", "longest time to the first token on this machine, vision included (median)"),
     ):
-        tuning.add_argument(name, type=float, default=argparse.SUPPRESS, metavar=metavar, help=text)
+        tuning.add_argument(name, type=number, default=argparse.SUPPRESS, metavar=metavar, help=text)
     tuning.add_argument(
         "--search",
         action="append",
@@ -86,25 +90,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("png", "draw agreement over cost"),
         ("html", "the same as a page"),
     ):
-        tuning.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="FILE", help=text)
+        tuning.add_argument(f"--{name}", type=path, default=argparse.SUPPRESS, metavar="FILE", help=text)
     stay = parser.add_mutually_exclusive_group()
     stay.add_argument(
         "--float-layers",
-        type=int,
+        type=whole,
         default=argparse.SUPPRESS,
         metavar="N",
         help="leave the N most sensitive layers in float, as measured one by one",
     )
     stay.add_argument(
         "--max-kl",
-        type=float,
+        type=number,
         default=argparse.SUPPRESS,
         metavar="NATS",
         help="leave as many in float as it takes for the others' sensitivities to add up to this",
     )
     parser.add_argument("--force", action="store_true", help="write the bundle even if it agrees less")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=_MAX_NEW_TOKENS, metavar="N", help="length of the answers compared"
+        "--max-new-tokens", type=whole, default=_MAX_NEW_TOKENS, metavar="N", help="length of the answers compared"
     )
     add_threads_option(parser)
 
@@ -203,8 +207,8 @@ def _grid(searched: list[str]) -> Grid:
         if name not in known or not listed:
             raise PruneVidError(f"--search {text}: write SETTING=X,Y,... with one of {', '.join(known)}")
         try:
-            values[name] = tuple(dict.fromkeys(float(value) for value in listed.split(",")))
-        except ValueError as error:
+            values[name] = tuple(dict.fromkeys(number(value.strip()) for value in listed.split(",")))
+        except argparse.ArgumentTypeError as error:
             raise PruneVidError(f"--search {text}: {error}") from error
     return Grid(**values)
 

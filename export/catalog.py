@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def find_checkpoint(model: KnownModel, given: str | None) -> Path:
     if given is None and model.hub_id is None:
         return checkpoint_of_demo()
     if given is not None and (Path(given).exists() or given.startswith((".", "/", "~"))):
-        return _local(Path(given).expanduser())
+        return _local(Path(os.path.expanduser(given)))
     return _download(given or str(model.hub_id))
 
 

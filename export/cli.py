@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prunevid.config import PruneConfig
+from prunevid.console.values import path, whole
 from prunevid.export.catalog import KNOWN, known_model
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.options import add_prune_options, prune_settings
@@ -16,9 +17,12 @@ from prunevid.options import add_prune_options, prune_settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(KNOWN)}")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the bundle, made when it is whole")
+    parser.add_argument(
+        "--output", type=path, required=True, metavar="DIR", help="folder of the bundle, made when it is whole"
+    )
     parser.add_argument(
         "--checkpoint",
+        type=path,
         metavar="DIR|HUB_ID",
         default=argparse.SUPPRESS,
         help="checkpoint folder or hub repository (default: the model's own)",
@@ -32,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of weights, activations and KV")
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole,
         default=argparse.SUPPRESS,
         metavar="N",
         help="frames that a run samples by default",

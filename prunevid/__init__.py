@@ -4,10 +4,15 @@ The names below are loaded when they are first used, so that `import prunevid` c
 that only prints its help needs neither NumPy nor the method.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+# As typing has it, which takes a while to import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from prunevid.config import PruneConfig
     from prunevid.errors import PruneVidError
     from prunevid.reference import MergedTokens, merge_tokens, select_tokens

@@ -1,18 +1,13 @@
 """The command line: ``prunevid COMMAND ...``, and every command by its own name (``prunevid-export``).
 
 A command's module is imported when that command is run, so that help answers at once and the runtime's commands
-need neither torch nor transformers.
+need neither torch nor transformers. Also the rest is imported late: Ctrl-C is dealt with from the first moment.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-
-from prunevid import __version__
-from prunevid.errors import PruneVidError
+from collections.abc import Callable, Sequence
 
 # Command: (module with add_arguments(parser) and run(args) -> exit status, what it does).
 COMMANDS = {
@@ -24,20 +19,27 @@ COMMANDS = {
     "fit": ("prunevid.runtime.fit.cli", "estimate whether a model fits a device, and how fast it will run there"),
     "calibrate": ("prunevid.calibration.cli", "quantize a bundle, and judge it by questions about videos"),
 }
-# Modules that only some installations have, and the extra that brings them.
-_EXTRAS = dict.fromkeys(("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export")
-
-USER_ERROR = 2
-_INTERRUPTED = 130
+# What comes with `pip install prunevid`, and the extra that brings what a command needs beyond that.
+_OF_EVERY_INSTALLATION = frozenset({"numpy", "onnxruntime", "av", "PIL", "tokenizers", "jinja2", "rich"})
+_EXTRAS = {"export": "export", "build": "tensorrt", "calibrate": "calibrate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``prunevid``; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        return _run(arguments[0], f"prunevid {arguments[0]}", arguments[1:])
+        return _run(arguments[0], f"prunevid {arguments[0]}", arguments[1:], last=argv is None)
+    return _framed("prunevid", lambda: _without_command(arguments), None, last=argv is None)
+
+
+def _without_command(arguments: Sequence[str]) -> int:
+    import argparse
+
+    from prunevid import __version__
+    from prunevid.console.parser import Parser
+
     commands = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="prunevid",
         description="Put pruned video language models onto edge devices.",
         epilog=f"commands:\n{commands}\n\n`prunevid COMMAND --help` tells more of each.",
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"prunevid {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=[*COMMANDS], help="one of the commands below")
     parser.parse_args(arguments)
-    return USER_ERROR
+    parser.error("the command comes first")
 
 
 def main_export() -> int:
@@ -84,34 +86,54 @@ def main_calibrate() -> int:
     return _run("calibrate", "prunevid-calibrate", sys.argv[1:])
 
 
-def _run(command: str, prog: str, arguments: Sequence[str]) -> int:
+def _run(command: str, prog: str, arguments: Sequence[str], *, last: bool = True) -> int:
+    return _framed(prog, lambda: _work(command, prog, arguments), command, last=last)
+
+
+def _framed(prog: str, work: Callable[[], int], command: str | None, *, last: bool) -> int:
+    from prunevid.console.signals import Stopping
+
+    with Stopping(last) as stopped:
+        # Only now, so that a signal is expected from the first moment.
+        from prunevid.console.frame import run_framed
+
+        return run_framed(prog, work, lambda error: _missing(error, command))
+    if sys.stderr is not None:
+        try:
+            print(f"{prog}: {stopped.word}", file=sys.stderr, flush=True)
+        except OSError:  # nobody to tell
+            sys.stderr = None
+    return stopped.status
+
+
+def _work(command: str, prog: str, arguments: Sequence[str]) -> int:
+    import argparse
+    from importlib import import_module
+
+    from prunevid.console.parser import Parser
+
     module_name, summary = COMMANDS[command]
-    try:
-        module = import_module(module_name)
-        parser = argparse.ArgumentParser(
-            prog=prog,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        module.add_arguments(parser)
-        status: int = module.run(parser.parse_args(arguments))
-        return status
-    except PruneVidError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        print(f"{prog}: error: {error.name} is missing: pip install 'prunevid[{extra}]'", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does; there is nobody left to tell.
-        sys.stderr.close()
-        return 0
+    module = import_module(module_name)
+    parser = Parser(
+        prog=prog,
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(arguments))
+    return status
+
+
+def _missing(error: ImportError, command: str | None) -> str | None:
+    """What to do about a package that is missing or broken; None where it is a module of ours."""
+    package = (error.name or "").partition(".")[0]
+    if package == "prunevid":
+        return None
+    extra = None if package in _OF_EVERY_INSTALLATION else _EXTRAS.get(command or "")
+    remedy = f"pip install 'prunevid[{extra}]'" if extra else "pip install prunevid"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is missing: {remedy}"
+    return f"{package or 'a package'} cannot be loaded ({error}): {remedy}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import tempfile
@@ -14,23 +15,30 @@ __all__ = ["STDOUT", "check_output", "write_output", "write_whole"]
 STDOUT = "-"
 """As the name of an output: standard output."""
 
+_JSON_ESCAPES = "prunevid-json"
 
-def check_output(path: Path) -> None:
-    """Raise PruneVidError unless a file can be written to ``path``."""
+
+def check_output(path: Path, what: str = "") -> None:
+    """Raise PruneVidError unless a file can be written to ``path``; ``what`` it is, with a space behind it."""
+    path = _followed(path)
     try:
         exists = path.exists()
     except OSError as error:  # a name too long
-        raise PruneVidError(f"cannot write {str(path)[:200]!r}: {error.strerror or error}") from error
+        raise PruneVidError(f"cannot write {what}{str(path)[:200]!r}: {error.strerror or error}") from error
     if exists and not path.is_file():
         raise PruneVidError(f"{path} exists and is not a file: give the name of a file to write")
     if not path.parent.is_dir():
-        raise PruneVidError(f"cannot write {path}: there is no folder {path.parent}")
+        raise PruneVidError(f"cannot write {what}{path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise PruneVidError(f"cannot write {path}: no permission to write into {path.parent}")
+        raise PruneVidError(f"cannot write {what}{path}: no permission to write into {path.parent}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a whole file or none. Raises PruneVidError where that fails; what was there before then stays."""
+    """Write a whole file or none; of a link, the file that it leads to.
+
+    Raises PruneVidError where that fails; what was there before then stays.
+    """
+    path = _followed(path)
     partial = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".prunevid-", delete=False) as file:
@@ -38,16 +46,39 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
         partial.chmod(0o644)
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         if partial:
             partial.unlink(missing_ok=True)
-        raise PruneVidError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise PruneVidError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def _followed(path: Path) -> Path:
+    """Where a link leads: what is written to a link goes there, as everywhere."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def write_output(output: str, text: str) -> None:
-    """Write text to a file, whole or not at all, or to standard output where ``output`` is STDOUT."""
+    """Write text to a file in UTF-8, whole or not at all, or to standard output where ``output`` is STDOUT.
+
+    What cannot be encoded is written as the escapes of JSON, so that it stays JSON, or of HTML where it is a page.
+    """
+    escapes = "xmlcharrefreplace" if text.startswith("<") else _JSON_ESCAPES
     if output == STDOUT:
-        sys.stdout.write(text)
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, escapes).decode(encoding))
         sys.stdout.flush()
     else:
-        write_whole(Path(output), text.encode())
+        write_whole(Path(output), text.encode("utf-8", escapes))
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: ``\\uXXXX``, two of them for what is beyond U+FFFF."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)), error.end
+
+
+codecs.register_error(_JSON_ESCAPES, _escape)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from prunevid.config import SELECTIONS, PruneConfig
+from prunevid.console.values import number, whole
 
 _HELP = {
     "segment_ratio": "gamma: T frames fall into at most int(T * gamma) segments",
@@ -18,6 +20,7 @@ _HELP = {
     "min_cluster_tokens": "groups of so many tokens or fewer are not clustered",
     "selection": "keep the best of every group, or the best of all",
 }
+_TYPES: dict[type, Callable[[str], Any]] = {int: whole, float: number, str: str}
 
 
 def add_prune_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -28,7 +31,7 @@ def add_prune_options(parser: argparse.ArgumentParser, default: str) -> None:
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=field.name,
-            type=type(field.default),
+            type=_TYPES[type(field.default)],
             choices=choices,
             default=argparse.SUPPRESS,
             metavar=None if choices else "X",

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.answer import Answer
@@ -16,8 +17,8 @@ from prunevid.runtime.sampling import SamplingConfig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     defaults = SamplingConfig()
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export`")
-    parser.add_argument("--video", required=True, metavar="FILE", help="video file, or folder of images")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="folder made by `prunevid export`")
+    parser.add_argument("--video", type=path, required=True, metavar="FILE", help="video file, or folder of images")
     parser.add_argument(
         "--question",
         required=True,
@@ -32,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per question and nothing else")
     decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens, metavar="N", help="limit")
-    decoding.add_argument("--temperature", type=float, default=defaults.temperature, metavar="X", help="0 is greedy")
-    decoding.add_argument("--top-p", type=float, default=defaults.top_p, metavar="X", help="nucleus sampling")
-    decoding.add_argument("--top-k", type=int, default=defaults.top_k, metavar="N", help="0 is off")
-    decoding.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="of the sampling")
+    decoding.add_argument("--max-new-tokens", type=whole, default=defaults.max_new_tokens, metavar="N", help="limit")
+    decoding.add_argument("--temperature", type=number, default=defaults.temperature, metavar="X", help="0 is greedy")
+    decoding.add_argument("--top-p", type=number, default=defaults.top_p, metavar="X", help="nucleus sampling")
+    decoding.add_argument("--top-k", type=whole, default=defaults.top_k, metavar="N", help="0 is off")
+    decoding.add_argument("--seed", type=_seed, default=defaults.seed, metavar="N", help="of the sampling")
     decoding.add_argument(
         "--stop",
         action="append",
@@ -45,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="end the answer before this text; repeatable",
     )
     add_prune_options(parser, "those of the bundle")
+
+
+def _seed(text: str) -> int:
+    return whole(text, 2**63 - 1)
 
 
 def run(args: argparse.Namespace) -> int:

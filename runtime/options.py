@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from prunevid.console.values import whole
 from prunevid.runtime.backend_names import BACKENDS
 
 
@@ -11,7 +12,7 @@ def add_frames_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--frames``; without it, the namespace has no ``frames``."""
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole,
         default=argparse.SUPPRESS,
         metavar="N",
         help="frames to sample (default: the bundle's)",
@@ -28,7 +29,7 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads``; without it, the namespace has no ``threads``."""
     parser.add_argument(
         "--threads",
-        type=int,
+        type=whole,
         default=argparse.SUPPRESS,
         metavar="N",
         help="CPU threads (default: one per core)",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunevid.console.values import path, whole
 from prunevid.errors import PruneVidError
+from prunevid.files import check_output
 
 if TYPE_CHECKING:
     from prunevid.bundle import Bundle
@@ -24,27 +25,29 @@ _MISMATCH = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export --dialect portable`")
+    parser.add_argument(
+        "bundle", type=path, metavar="BUNDLE", help="folder made by `prunevid export --dialect portable`"
+    )
     parser.add_argument("--device", choices=_DEVICES, default="local", help="what this machine must be")
     parser.add_argument("--fp16", action="store_true", help="insist on a bundle exported with --precision fp16")
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole,
         default=argparse.SUPPRESS,
         metavar="N",
         help="most frames of a video (default: the bundle's)",
     )
-    parser.add_argument("--text", type=int, default=_TEXT, metavar="N", help="most tokens of prompt and answer")
+    parser.add_argument("--text", type=whole, default=_TEXT, metavar="N", help="most tokens of prompt and answer")
     parser.add_argument(
         "--workspace",
-        type=int,
+        type=whole,
         default=argparse.SUPPRESS,
         metavar="MIB",
         help="GPU memory that TensorRT may work in (default: all)",
     )
     parser.add_argument(
         "--timing-cache",
-        type=Path,
+        type=path,
         default=argparse.SUPPRESS,
         metavar="FILE",
         help="kept between builds: later ones are faster",
@@ -58,16 +61,10 @@ def run(args: argparse.Namespace) -> int:
     workspace, cache = getattr(args, "workspace", None), getattr(args, "timing_cache", None)
     if workspace is not None and workspace < 1:
         raise PruneVidError(f"--workspace must be 1 MiB or more, not {workspace}")
-    if cache is not None and not os.access(cache.parent, os.W_OK):
-        raise PruneVidError(f"cannot write the timing cache {cache}: there is no such folder, or it is read-only")
-    try:
-        from prunevid.export.engine.builder import build
-        from prunevid.export.engine.toolkit import BuildSettings
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        # Not the extra for exporting, which brings torch.
-        raise PruneVidError("onnx is missing: pip install 'prunevid[tensorrt]'") from error
+    if cache is not None:
+        check_output(Path(cache), "the timing cache ")
+    from prunevid.export.engine.builder import build
+    from prunevid.export.engine.toolkit import BuildSettings
 
     with _progress() as progress:
         bundle = build(
@@ -76,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             fp16=args.fp16,
             frames=getattr(args, "frames", None),
             text=args.text,
-            settings=BuildSettings(workspace, cache),
+            settings=BuildSettings(workspace, Path(cache) if cache else None),
             force=args.force,
             progress=progress,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunevid.config import PruneConfig
+from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, check_output, write_output
 from prunevid.models import MODELS, ModelShape, model_shape
@@ -24,7 +25,7 @@ _FRAMES = "8,16,32,64"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="folder made by `prunevid export`")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", nargs="?", help="folder made by `prunevid export`")
     parser.add_argument("--model", metavar="NAME", help=f"instead of a bundle: {', '.join(MODELS)}")
     parser.add_argument(
         "--device",
@@ -38,19 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--merged-share",
-        type=float,
+        type=number,
         default=_MERGED_SHARE,
         metavar="X",
         help="share of the visual tokens that merging leaves, which depends on the video",
     )
     parser.add_argument(
         "--kept-share",
-        type=float,
+        type=number,
         default=argparse.SUPPRESS,
         metavar="X",
         help="share of them that is kept in the end (default: the merged share times keep_ratio)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON, too; - is standard output, alone")
+    parser.add_argument(
+        "--json", type=path, metavar="FILE", help="write everything as JSON, too; - is standard output, alone"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _frames(text: str) -> list[int]:
     try:
-        frames = [int(part) for part in text.split(",")]
-    except ValueError:
+        frames = list(dict.fromkeys(whole(part.strip()) for part in text.split(",")))
+    except argparse.ArgumentTypeError:
         frames = [0]
     if min(frames) < 1:
         raise PruneVidError(f"--frames must be whole numbers of 1 or more, such as {_FRAMES}, not {text!r}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from prunevid.config import PruneConfig
+from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, write_output
 from prunevid.options import add_prune_options, prune_settings
@@ -26,14 +28,14 @@ _OUTPUTS = ("json", "csv", "html")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export`")
-    parser.add_argument("--video", required=True, metavar="FILE", help="video file, or folder of images")
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="folder made by `prunevid export`")
+    parser.add_argument("--video", type=path, required=True, metavar="FILE", help="video file, or folder of images")
     parser.add_argument("--question", default=QUESTION, metavar="TEXT", help="what is asked in every run")
-    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help="measured rounds")
-    parser.add_argument("--warmup", type=int, default=WARMUP, metavar="N", help="rounds before those")
+    parser.add_argument("--runs", type=whole, default=RUNS, metavar="N", help="measured rounds")
+    parser.add_argument("--warmup", type=whole, default=WARMUP, metavar="N", help="rounds before those")
     parser.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=whole,
         default=MAX_NEW_TOKENS,
         metavar="N",
         help="tokens of every answer, the first included; end tokens do not stop it",
@@ -55,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend_options(parser)
     outputs = parser.add_argument_group("output", "Tables are printed anyway. FILE may be - for standard output.")
     for name in _OUTPUTS:
-        outputs.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="FILE", help=f"write {name.upper()}")
+        outputs.add_argument(
+            f"--{name}", type=path, default=argparse.SUPPRESS, metavar="FILE", help=f"write {name.upper()}"
+        )
     add_prune_options(parser, "those of the bundle")
 
 
@@ -147,19 +151,20 @@ def _swept(sweep: str, base: PruneConfig) -> tuple[PruneConfig, ...]:
     """``base`` with every value of a sweep such as ``keep_ratio=0.2,0.4``."""
     name, _, values = sweep.partition("=")
     name = name.strip().replace("-", "_")
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(PruneConfig)}
+    read: dict[type, Callable[[str], Any]] = {int: whole, float: number, str: str}
+    kinds = {field.name: read[type(field.default)] for field in fields(PruneConfig)}
     if name not in kinds or not values:
         known = ", ".join(kind for kind in kinds if kind not in ("prune_layer", "neighbours"))
         raise PruneVidError(f"--sweep {sweep}: write SETTING=X,Y,... with one of {known}")
     try:
         parsed = [kinds[name](value.strip()) for value in values.split(",")]
-    except ValueError as error:
+    except argparse.ArgumentTypeError as error:
         raise PruneVidError(f"--sweep {sweep}: {error}") from error
     return tuple(replace(base, **{name: value}) for value in dict.fromkeys(parsed))
 
 
 def _frame_counts(text: str) -> tuple[int, ...]:
     try:
-        return tuple(dict.fromkeys(int(count) for count in text.split(",")))
-    except ValueError as error:
+        return tuple(dict.fromkeys(whole(count.strip()) for count in text.split(",")))
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"give whole numbers with commas between them, not {text!r}") from error

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from prunevid.console.values import path
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.options import add_backend_options, add_frames_option
 from prunevid.runtime.show.output import check_picture, save
@@ -13,13 +14,13 @@ from prunevid.runtime.show.output import check_picture, save
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder made by `prunevid export`")
-    for name, metavar, text in (
-        ("--video", "FILE", "video file, or folder of images"),
-        ("--question", "TEXT", "decides what is kept"),
-        ("--output", "FILE", "picture (.png), animation (.gif) or page to explore (.html)"),
+    parser.add_argument("bundle", type=path, metavar="BUNDLE", help="folder made by `prunevid export`")
+    for name, kind, metavar, text in (
+        ("--video", path, "FILE", "video file, or folder of images"),
+        ("--question", str, "TEXT", "decides what is kept"),
+        ("--output", path, "FILE", "picture (.png), animation (.gif) or page to explore (.html)"),
     ):
-        parser.add_argument(name, required=True, default=argparse.SUPPRESS, metavar=metavar, help=text)
+        parser.add_argument(name, type=kind, required=True, default=argparse.SUPPRESS, metavar=metavar, help=text)
     add_frames_option(parser)
     add_backend_options(parser)
     add_prune_options(parser, "those of the bundle")

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from prunevid import __version__
 from prunevid.bundle import (
+    MOST_FRAMES,
     SCHEMA_VERSION,
     Bundle,
     EmbeddingSpec,
@@ -39,6 +40,7 @@ from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.export.tensorrt_lint import check_graphs
 from prunevid.export.vision import build_vision_merge
 from prunevid.preprocessing import Preprocessing
+from prunevid.validation import require_integer
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 _EMBEDDINGS = "embeddings.bin"
@@ -101,14 +103,25 @@ def export(
             f"prune_layer {prune.prune_layer} leaves no layer behind it: {model} has {layers}, give 0 to {layers - 2}"
         )
     frames = source.model.frames if frames is None else frames
-    if frames < 1:
-        raise PruneVidError(f"frames must be 1 or more, not {frames}")
+    require_integer("frames", frames, 1, MOST_FRAMES)
     # What is wrong with a checkpoint should not be found out after gigabytes of weights.
     inputs = _read_inputs(source, _DTYPES[precision])
     with new_bundle(output, overwrite=overwrite) as folder:
         manifest = _write(folder, source, inputs, dialect, precision, frames, prune, progress or _silent)
         write_manifest(folder, replace(manifest, files=record_files(folder)))
-    return open_bundle(output, verify=False)
+        manifest = _check_opens(folder)
+    return Bundle(Path(output), manifest)
+
+
+def _check_opens(folder: Path) -> Manifest:
+    """The manifest of what was just written, which must not be refused later."""
+    try:
+        return open_bundle(folder, verify=False).manifest
+    except PruneVidError as error:
+        raise PruneVidError(
+            f"what was written would not open ({error}), as a release of torch or ONNX that was never tried may "
+            "have it; nothing was kept"
+        ) from error
 
 
 def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:

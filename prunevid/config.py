@@ -6,12 +6,12 @@ its help, and should not wait for NumPy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from prunevid.errors import InvalidValueError
+from prunevid.validation import LARGEST, is_integer, is_number, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,14 +59,15 @@ class PruneConfig:
     def __post_init__(self) -> None:
         for name in ("segment_ratio", "cluster_ratio", "keep_ratio"):
             ratio = getattr(self, name)
-            _require(name, ratio, _is_number(ratio) and 0 < ratio <= 1, "a number above 0 and at most 1")
+            require(name, ratio, is_number(ratio) and 0 < ratio <= 1, "a number above 0 and at most 1")
         threshold = self.static_threshold
-        in_range = _is_number(threshold) and -1 <= threshold <= _NOTHING_IS_STATIC
-        _require("static_threshold", threshold, in_range, "a number from -1 to 2 (nothing is above 1)")
+        in_range = is_number(threshold) and -1 <= threshold <= _NOTHING_IS_STATIC
+        require("static_threshold", threshold, in_range, "a number from -1 to 2 (nothing is above 1)")
         for name, least in (("prune_layer", 0), ("neighbours", 1), ("min_cluster_tokens", 0)):
             value = getattr(self, name)
-            _require(name, value, _is_integer(value) and value >= least, f"an integer of {least} or more")
-        _require("selection", self.selection, self.selection in SELECTIONS, '"group" or "global"')
+            in_range = is_integer(value) and least <= value <= LARGEST
+            require(name, value, in_range, f"an integer of {least} or more, {LARGEST} at most")
+        require("selection", self.selection, self.selection in SELECTIONS, '"group" or "global"')
 
     @classmethod
     def disabled(cls) -> PruneConfig:
@@ -91,7 +92,7 @@ class PruneConfig:
         Raises:
             InvalidValueError: when layers is not a positive integer.
         """
-        _require("layers", layers, _is_integer(layers) and layers >= 1, "an integer of 1 or more")
+        require("layers", layers, is_integer(layers) and layers >= 1, "an integer of 1 or more")
         return replace(self, prune_layer=self.prune_layer * layers // PAPER_LAYERS)
 
     def segment_counts(self, max_frames: int) -> npt.NDArray[np.int64]:
@@ -143,19 +144,6 @@ class PruneConfig:
         return cls(**values)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(name: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise InvalidValueError(f"{name} must be {wanted}, not {value!r}.")
-
-
 def _scaled_counts(maximum: int, ratio: float) -> npt.NDArray[np.int64]:
     """Count int(n * ratio) in float64 for n = 0..maximum.
 
@@ -164,7 +152,7 @@ def _scaled_counts(maximum: int, ratio: float) -> npt.NDArray[np.int64]:
     """
     import numpy as np
 
-    _require("the largest count", maximum, maximum >= 0, "0 or more")
+    require("the largest count", maximum, maximum >= 0, "0 or more")
     return (np.arange(maximum + 1, dtype=np.float64) * ratio).astype(np.int64)
 
 

@@ -17,9 +17,11 @@ from typing import Any
 
 from prunevid.config import PruneConfig
 from prunevid.errors import InvalidValueError
+from prunevid.validation import LARGEST, is_integer, require
 
 __all__ = [
     "LLAMA_7B",
+    "MOST_LAYERS",
     "QWEN2_7B",
     "Cost",
     "DecoderShape",
@@ -41,13 +43,16 @@ __all__ = [
 ]
 
 
+MOST_LAYERS = 1000
+"""Of a language model; the deepest that is known has 126."""
+
+
 def _require_counts(instance: Any, least: int) -> None:
     """Check that every field of a dataclass is an integer of at least this much."""
     for field in fields(instance):
-        value = getattr(instance, field.name)
-        if not isinstance(value, int) or value < least:
-            name = f"{type(instance).__name__}.{field.name}"
-            raise InvalidValueError(f"{name} must be an integer of {least} or more, not {value!r}.")
+        value, name = getattr(instance, field.name), f"{type(instance).__name__}.{field.name}"
+        require(name, value, is_integer(value) and value >= least, f"an integer of {least} or more")
+        require(name, value, value <= LARGEST, f"{LARGEST} or less")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class DecoderShape:
     """Shape of a language model of the Llama kind, with a gated MLP of three matrices.
 
     Raises:
-        InvalidValueError: when a number is below 1, or the query heads do not divide into the KV heads.
+        InvalidValueError: when a number is below 1 or too large, or the query heads do not divide into the KV heads.
     """
 
     layers: int
@@ -68,6 +73,7 @@ class DecoderShape:
 
     def __post_init__(self) -> None:
         _require_counts(self, least=1)
+        require("DecoderShape.layers", self.layers, self.layers <= MOST_LAYERS, f"{MOST_LAYERS} or less")
         if self.heads % self.kv_heads:
             raise InvalidValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads}).")
 

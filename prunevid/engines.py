@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from prunevid.errors import PruneVidError
+from prunevid.errors import InvalidValueError, PruneVidError
+from prunevid.validation import LARGEST, require, require_text, shown
+
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class EngineDevice:
     driver: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{1,3}\.\d{1,3}", self.driver):
-            raise ValueError(f"driver is {self.driver!r}, no CUDA version")
+        version = re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", self.driver)
+        if version is None:
+            raise InvalidValueError(f"driver is {shown(self.driver)}, no CUDA version")
+        for name in ("tensorrt", "gpu", "compute_capability"):
+            require_text(name, getattr(self, name), _LONGEST)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,13 @@ class InputRange:
     minimum: tuple[int, ...]
     optimum: tuple[int, ...]
     maximum: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shapes = self.minimum, self.optimum, self.maximum
+        holds = len(set(map(len, shapes))) == 1 and all(
+            0 <= least <= usual <= most <= LARGEST for least, usual, most in zip(*shapes, strict=True)
+        )
+        require("a range", shapes, holds, "a smallest, a usual and a largest shape")
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,9 @@ class EngineSpec:
     file: str
     profiles: tuple[EngineProfile, ...]
     source: str
+
+    def __post_init__(self) -> None:
+        require("source", self.source, len(self.source) <= _LONGEST, f"a text of up to {_LONGEST} characters")
 
 
 @dataclass(frozen=True)

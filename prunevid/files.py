@@ -1,4 +1,4 @@
-"""Result files: what can be said against a path before the work begins, and writing it whole or not at all."""
+"""Files: errors of reading; what speaks against an output before the work begins, and writing it whole or not."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import codecs
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prunevid.errors import PruneVidError
 
-__all__ = ["STDOUT", "check_output", "write_output", "write_whole"]
+__all__ = ["STDOUT", "check_output", "reading", "write_output", "write_whole"]
 
 STDOUT = "-"
 """As the name of an output: standard output."""
 
 _JSON_ESCAPES = "prunevid-json"
+_LONGEST_SHOWN = 500
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn every OSError of what reads ``path`` into a PruneVidError that says which file could not be read and why."""
+    try:
+        yield
+    except OSError as error:
+        name = os.fspath(path) if error.filename is None else os.fsdecode(error.filename)
+        raise PruneVidError(f"cannot read {name[:_LONGEST_SHOWN]}: {error.strerror or error}") from error
 
 
 def check_output(path: Path, what: str = "") -> None:

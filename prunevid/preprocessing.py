@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from prunevid.errors import PruneVidError
+from prunevid.errors import InvalidValueError
+from prunevid.validation import is_number, require_integer, require_number, shown
 
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _MAX_SIZE = 4096
+# Means, deviations and factors up to this, and down to its inverse, keep pixel values finite in float32.
+_LARGEST_NUMBER = 1e6
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Preprocessing:
         resample: One of RESAMPLE; all antialias when shrinking but nearest.
 
     Raises:
-        PruneVidError: A value is out of its range.
+        InvalidValueError: A value is out of its range.
     """
 
     size: int
@@ -34,23 +36,25 @@ class Preprocessing:
     resample: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= _MAX_SIZE:
-            raise PruneVidError(f"preprocessing: size must be from 1 to {_MAX_SIZE}, not {self.size!r}")
+        require_integer("preprocessing: size", self.size, 1, _MAX_SIZE)
         object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
         object.__setattr__(self, "std", _three_numbers("std", self.std))
+        for value in self.mean:
+            require_number("preprocessing: mean", value, -_LARGEST_NUMBER, _LARGEST_NUMBER)
         if any(value <= 0 for value in self.std):
-            raise PruneVidError(f"preprocessing: std must be positive, not {self.std}")
-        if not _is_number(self.rescale) or self.rescale <= 0:
-            raise PruneVidError(f"preprocessing: rescale must be a positive number, not {self.rescale!r}")
+            raise InvalidValueError(f"preprocessing: std must be positive, not {self.std}")
+        for value in self.std:
+            require_number("preprocessing: std", value, 1 / _LARGEST_NUMBER, _LARGEST_NUMBER)
+        if not is_number(self.rescale) or self.rescale <= 0:
+            raise InvalidValueError(f"preprocessing: rescale must be a positive number, not {shown(self.rescale)}")
+        require_number("preprocessing: rescale", self.rescale, 1 / _LARGEST_NUMBER, _LARGEST_NUMBER)
         if self.resample not in RESAMPLE:
-            raise PruneVidError(f"preprocessing: resample must be one of {', '.join(RESAMPLE)}, not {self.resample!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            raise InvalidValueError(
+                f"preprocessing: resample must be one of {', '.join(RESAMPLE)}, not {shown(self.resample)}"
+            )
 
 
 def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
-    if isinstance(values, (tuple, list)) and len(values) == 3 and all(map(_is_number, values)):
+    if isinstance(values, (tuple, list)) and len(values) == 3 and all(map(is_number, values)):
         return float(values[0]), float(values[1]), float(values[2])
-    raise PruneVidError(f"preprocessing: {name} must be three finite numbers, not {values!r}")
+    raise InvalidValueError(f"preprocessing: {name} must be three finite numbers, not {shown(values)}")

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunevid.validation import LARGEST, require, require_integer, require_number, require_text
+
+_LONGEST = 1000
+
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """What was done to one graph: to how many of its linear layers, and which of them stayed in float."""
+    """What was done to one graph: to how many of its linear layers, and which of them stayed in float.
+
+    Raises:
+        InvalidValueError: when a value is out of range.
+    """
 
     treatment: str
     quantized: int
     float_layers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_text("treatment", self.treatment, _LONGEST)
+        require_integer("quantized", self.quantized, 0)
+        for layer in self.float_layers:
+            require_text("float_layers", layer, _LONGEST)
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,9 @@ class Quantization:
     questions: held-out questions asked of the original and of this bundle; agreement: share of the same greedy
     answers; divergence: mean KL of the first token's distribution, in nats; kv_cache: ``int8``, or None where keys and
     values stay in float.
+
+    Raises:
+        InvalidValueError: when a figure is out of range.
     """
 
     recipe: str
@@ -29,3 +46,10 @@ class Quantization:
     agreement: float
     divergence: float
     kv_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        require("kv_cache", self.kv_cache, self.kv_cache in (None, "int8"), "int8 or null")
+        require_text("recipe", self.recipe, _LONGEST)
+        require_integer("questions", self.questions, 0)
+        require_number("agreement", self.agreement, 0, 1)
+        require_number("divergence", self.divergence, 0, LARGEST)

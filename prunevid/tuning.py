@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from prunevid.validation import LARGEST, require_integer, require_number
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Tuning:
     of the first token in nats; kept: mean share of the visual tokens that is kept.
 
     Raises:
-        ValueError: when a figure is out of range.
+        InvalidValueError: when a figure is out of range.
     """
 
     max_tokens: float | None
@@ -30,9 +31,9 @@ class Tuning:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "min_agreement", "agreement", "kept"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"tuning.{name} is {value}, no share")
-        for name in ("max_ttft_ms", "questions", "divergence"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"tuning.{name} is {value}")
+            if value is not None:
+                require_number(name, value, 0, 1)
+        if self.max_ttft_ms is not None:
+            require_number("max_ttft_ms", self.max_ttft_ms, 0, LARGEST)
+        require_integer("questions", self.questions, 0)
+        require_number("divergence", self.divergence, 0, LARGEST)

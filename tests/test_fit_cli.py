@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import edit_graph
 
 from prunevid.cli import main
 
@@ -153,12 +155,9 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], arguments
 def test_a_measurement_that_fails_is_one_sentence(
     capsys: pytest.CaptureFixture[str], demo_bundle: Path, tmp_path: Path
 ) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in demo_bundle.iterdir():
-        content = file.read_bytes()
-        # As long as before, so that only running it shows the damage.
-        (broken / file.name).write_bytes(bytes(len(content)) if file.name == "select.onnx" else content)
+    broken = Path(shutil.copytree(demo_bundle, tmp_path / "broken"))
+    # A node takes what nobody gives: only loading the graph shows it.
+    edit_graph(broken, "select", lambda model: model.graph.node[0].input.append("nothing"))
     sentence = refused(capsys, str(broken), "--device", "local", "--frames", "2")
     assert "measuring" in sentence
     assert "select.onnx" in sentence

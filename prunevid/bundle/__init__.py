@@ -11,6 +11,7 @@ from prunevid.bundle.checksums import record_files, sha256_of
 from prunevid.bundle.manifest import (
     GRAPHS,
     MANIFEST,
+    MOST_FRAMES,
     SCHEMA_VERSION,
     EmbeddingSpec,
     FileRecord,
@@ -30,6 +31,7 @@ __all__ = [
     "GRAPHS",
     "GraphSpec",
     "MANIFEST",
+    "MOST_FRAMES",
     "Manifest",
     "ModelSpec",
     "PromptSpec",

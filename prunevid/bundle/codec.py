@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import types
 import typing
 from typing import Any
 
+from prunevid.errors import InvalidValueError
+from prunevid.validation import shown
+
+_MOST_DIGITS = 18
+_LONGEST_TEXT = 4096
+
+
+class UnknownEntryError(ValueError):
+    """An entry that nothing here knows, as a newer release may have written it."""
+
+
+def read_json(text: bytes) -> Any:
+    """JSON in UTF-8 with finite numbers, and every key once. Raises ValueError or RecursionError for anything else."""
+    return json.loads(
+        text.decode("utf-8"),
+        parse_int=_integer,
+        parse_float=_number,
+        parse_constant=_number,
+        object_pairs_hook=_object,
+    )
+
 
 def decode(kind: Any, data: Any, where: str) -> Any:
-    """Build ``kind`` (dataclass, tuple, dict, union or scalar) from JSON data; ValueError names what does not fit."""
+    """Build ``kind`` (dataclass, tuple, dict, union or scalar) from JSON data.
+
+    Raises ValueError, which names what does not fit, or UnknownEntryError for what is not declared.
+    """
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, data, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -23,20 +49,20 @@ def decode(kind: Any, data: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(data, dict):
             raise ValueError(f"{where} is not an object")
-        return {str(key): decode(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
-    if origin is types.UnionType and type(None) in arguments and len(arguments) == 2:
+        return {_text(key, where): decode(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
+    if origin in (types.UnionType, typing.Union) and type(None) in arguments and len(arguments) == 2:
         return None if data is None else decode(next(k for k in arguments if k is not type(None)), data, where)
     accepted = arguments if origin in (types.UnionType, typing.Union, typing.Literal) else (kind,)
     if origin is typing.Literal:
-        if data not in accepted:
-            raise ValueError(f"{where} is {data!r}")
+        if not isinstance(data, str) or data not in accepted:
+            raise ValueError(f"{where} is {shown(data)}, which is none of {', '.join(accepted)}")
         return data
     if float in accepted and isinstance(data, int) and not isinstance(data, bool):
         return float(data) if int not in accepted else data
     # bool is an int to isinstance(), but not to a reader of JSON.
     if type(data) not in accepted:
         raise ValueError(f"{where} is a {type(data).__name__}")
-    return data
+    return _text(data, where) if isinstance(data, str) else data
 
 
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
@@ -49,8 +75,41 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
+    if unknown := sorted(data.keys() - names):
+        raise UnknownEntryError(f"{where} has the entry {shown(unknown[0])}")
     if missing := sorted(required - data.keys()):
         raise ValueError(f"{where} lacks {missing[0]!r}")
-    if unknown := sorted(data.keys() - names):
-        raise ValueError(f"{where} has an unknown entry {unknown[0]!r}")
-    return kind(**{name: decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    values = {name: decode(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except InvalidValueError as error:
+        raise ValueError(f"{where}: {str(error).rstrip('.')}") from error
+
+
+def _text(text: str, where: str) -> str:
+    """A text that does nothing to a terminal. Raises ValueError for any other."""
+    if len(text) > _LONGEST_TEXT or not text.isprintable():
+        raise ValueError(f"{where} has the text {shown(text)}, which is too long or no plain text")
+    return text
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it has the number {text[:40]}")
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has the entry {shown(name)} twice")
+        found[name] = value
+    return found

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.engines import EngineSet
-from prunevid.errors import PruneVidError
+from prunevid.errors import InvalidValueError
 from prunevid.preprocessing import Preprocessing
 from prunevid.quantization import Quantization
 from prunevid.tuning import Tuning
+from prunevid.validation import require, require_integer, require_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 # The chain's graphs, which every bundle has.
 GRAPHS = frozenset({"vision_merge", "merge", "llm_pre", "select", "llm_post"})
+MOST_FRAMES = 10_000
+"""Frames of a video that a bundle can be for."""
+FAMILIES = ("llava_onevision",)
+"""The families of models whose bundles this release runs; a family's file in ``export/`` has the same name."""
+DIALECTS = ("ort", "portable")
+PRECISIONS = ("fp32", "fp16", "int8", "int4", "fp8")
+"""What weights can be in, by export or calibration."""
+
+_ITEM_SIZES = {"float32": 4, "float16": 2}
 _LONGEST_TOKEN = 1000
+_LONGEST_NAME = 200
+_MOST_EOS_IDS = 100
+_MOST_TOKENS_PER_FRAME = 1 << 16
+_LARGEST_FILE = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,17 @@ class EmbeddingSpec:
     columns: int
     image_newline: int
 
+    def __post_init__(self) -> None:
+        require("dtype", self.dtype, self.dtype in _ITEM_SIZES, " or ".join(_ITEM_SIZES))
+        require_integer("rows", self.rows, 1)
+        require_integer("columns", self.columns, 1)
+        require_integer("image_newline", self.image_newline, 0, self.rows - 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return self.rows * self.columns * _ITEM_SIZES[self.dtype]
+
 
 @dataclass(frozen=True)
 class PromptSpec:
@@ -64,9 +90,14 @@ class PromptSpec:
     special_tokens: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
+        require_text("video_token", self.video_token, _LONGEST_TOKEN)
+        require("eos_ids", self.eos_ids, 1 <= len(self.eos_ids) <= _MOST_EOS_IDS, f"1 to {_MOST_EOS_IDS} tokens")
+        for token_id in self.eos_ids:
+            require_integer("eos_ids", token_id, 0)
+        require_integer("max_positions", self.max_positions, 1)
         for name, token in (self.special_tokens or {}).items():
             if not (name.isidentifier() and name.endswith("_token") and 0 < len(token) <= _LONGEST_TOKEN):
-                raise PruneVidError(f"prompt.special_tokens: {name[:80]!r} is not the name and text of a token")
+                raise InvalidValueError(f"prompt.special_tokens: {name[:80]!r} is not the name and text of a token")
 
 
 @dataclass(frozen=True)
@@ -80,6 +111,11 @@ class ModelSpec:
     decoder: DecoderShape
     vision: VisionShape
 
+    def __post_init__(self) -> None:
+        require_text("name", self.name, _LONGEST_NAME)
+        require("family", self.family, self.family in FAMILIES, f"one that this release knows ({', '.join(FAMILIES)})")
+        require_integer("tokens_per_frame", self.tokens_per_frame, 1, _MOST_TOKENS_PER_FRAME)
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -87,6 +123,10 @@ class FileRecord:
 
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        require_integer("size", self.size, 0, _LARGEST_FILE)
+        require("sha256", self.sha256, re.fullmatch("[0-9a-f]{64}", self.sha256) is not None, "64 hexadecimal digits")
 
 
 @dataclass(frozen=True)
@@ -113,6 +153,14 @@ class Manifest:
     quantization: Quantization | None = None
     tuning: Tuning | None = None
     least_onnxruntime: str | None = None
+
+    def __post_init__(self) -> None:
+        require("dialect", self.dialect, self.dialect in DIALECTS, " or ".join(DIALECTS))
+        require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        require_integer("frames", self.frames, 1, MOST_FRAMES)
+        if self.least_onnxruntime is not None:
+            version = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", self.least_onnxruntime)
+            require("least_onnxruntime", self.least_onnxruntime, version is not None, "a version, such as 1.27")
 
     @property
     def cache_dtype(self) -> str:

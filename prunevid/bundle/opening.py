@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from prunevid.bundle.checksums import sha256_of
-from prunevid.bundle.codec import decode
+from prunevid.bundle.codec import UnknownEntryError, decode, read_json
+from prunevid.bundle.consistency import check_manifest
+from prunevid.bundle.graphs import check_graph
 from prunevid.bundle.manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, FileRecord, Manifest
+from prunevid.bundle.names import InvalidNameError
 from prunevid.errors import PruneVidError
+from prunevid.files import reading
+from prunevid.validation import shown
+
+# The largest, of a decoder of 80 layers with engines, has a tenth of that.
+_LARGEST_MANIFEST = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files. Raises PruneVidError if the manifest does not list it."""
         if name not in self.manifest.files:
-            raise PruneVidError(f"the bundle {self.path} lists no file {name!r}: export it again")
+            raise PruneVidError(f"the bundle {self.path} lists no file {shown(name)}: export it again")
         return self.path / name
 
     @property
@@ -34,79 +42,103 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
-    """Read and check a bundle.
+    """Read and check a bundle, which is untrusted until then.
 
-    Sizes are always checked; ``verify`` also hashes every file. Raises PruneVidError where the folder, its manifest
-    or a file is missing, truncated or altered, where the manifest is of another version, or where it names a path
-    that leaves the folder.
+    The manifest, the kinds and sizes of all files and what the graphs hold are always checked; ``verify`` also hashes
+    every file. Files that the manifest does not list are never read. Raises PruneVidError where the folder, its
+    manifest or a file is missing, cannot be read, is truncated or altered, where the manifest is of another version,
+    where its parts do not go together, or where anything lies outside the folder.
     """
     folder = Path(path)
-    if not folder.exists():
-        raise PruneVidError(f"there is no bundle at {folder}: make one with `prunevid export`")
-    if not (folder / MANIFEST).is_file():
-        raise PruneVidError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    with reading(folder):
+        if not folder.exists():
+            raise PruneVidError(f"there is no bundle at {folder}: make one with `prunevid export`")
+        if not (folder / MANIFEST).is_file():
+            raise PruneVidError(f"{folder} is not a bundle: it has no {MANIFEST}")
+        root = folder.resolve()
     manifest = _read_manifest(folder)
     for name, record in manifest.files.items():
-        try:
-            _check_size(folder, name, record)
-        except (OSError, ValueError, RuntimeError) as error:  # null bytes, endless names, links in a circle
-            raise PruneVidError(f"the bundle {folder} names the file {name[:80]!r}, which no file can be") from error
+        _check_file(folder, root, name, record)
+    for graph in manifest.graphs:
+        _check_graph(folder, manifest, graph)
     if verify:
         _check_contents(folder, manifest.files)
     return Bundle(folder, manifest)
 
 
 def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    with reading(path), path.open("rb") as file:
+        text = file.read(_LARGEST_MANIFEST + 1)
     try:
-        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # huge numbers and endless nesting are no JSONDecodeError
-        raise PruneVidError(f"{folder / MANIFEST} is damaged ({error}): export the bundle again") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise PruneVidError(
-            f"{folder} has bundle schema version {version!r}, this release reads {SCHEMA_VERSION}: export it again"
-        )
-    try:
+        if len(text) > _LARGEST_MANIFEST:
+            raise ValueError(f"it has more than {_LARGEST_MANIFEST} bytes")
+        data = read_json(text)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise PruneVidError(
+                f"{folder} has bundle schema version {shown(version)}, this release reads {SCHEMA_VERSION}: export it "
+                "again"
+            )
         manifest: Manifest = decode(Manifest, data, MANIFEST)
-    except (ValueError, OverflowError) as error:
-        raise PruneVidError(f"{folder / MANIFEST} is damaged ({error}): export the bundle again") from error
-    if missing := sorted(GRAPHS - manifest.graphs.keys()):
+        if missing := sorted(GRAPHS - manifest.graphs.keys()):
+            raise PruneVidError(
+                f"the bundle {folder} lacks the graph {missing[0]!r} (an older release wrote it, or it is damaged): "
+                "export it again"
+            )
+        check_manifest(manifest)
+    except UnknownEntryError as error:
         raise PruneVidError(
-            f"the bundle {folder} lacks the graph {missing[0]!r} (an older release wrote it, or it is damaged): "
-            "export it again"
-        )
-    if manifest.prune.prune_layer > manifest.model.decoder.layers - 2:
-        raise PruneVidError(f"{folder / MANIFEST} is damaged (no layer is behind its prune_layer): export it again")
-    if manifest.engines and manifest.engines.graphs.keys() != manifest.graphs.keys():
-        raise PruneVidError(f"{folder / MANIFEST} is damaged (not every graph has an engine): export it again")
-    named = [graph.file for graph in manifest.graphs.values()]
-    named += [manifest.embeddings.file, manifest.prompt.tokenizer, manifest.prompt.chat_template]
-    named += [engine.file for engine in manifest.engines.graphs.values()] if manifest.engines else []
-    for name in named:
-        if name not in manifest.files:
-            raise PruneVidError(f"{folder / MANIFEST} is damaged ({name!r} is not in its files): export it again")
+            f"{path} is of another release: {error}, which this one does not know; update prunevid or export it again"
+        ) from error
+    except InvalidNameError as error:
+        raise PruneVidError(f"the bundle {folder} {error}: do not use it") from error
+    except (ValueError, RecursionError) as error:  # endless nesting is no JSONDecodeError
+        raise PruneVidError(f"{path} is damaged ({error}): export the bundle again") from error
     return manifest
 
 
-def _check_size(folder: Path, name: str, record: FileRecord) -> None:
-    relative = PurePosixPath(name)
+def _check_file(folder: Path, root: Path, name: str, record: FileRecord) -> None:
+    """A plain file of that size, that does not lie elsewhere by way of a link."""
     path = folder / name
-    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise PruneVidError(f"the bundle {folder} names the file {name!r}, which lies outside it: do not use it")
-    if not path.is_file():
-        raise PruneVidError(f"the bundle {folder} lacks its file {name}: copy it whole or export it again")
-    size = path.stat().st_size
-    if size != record.size:
+    try:
+        with reading(path):
+            if not path.resolve().is_relative_to(root):
+                raise PruneVidError(f"the bundle {folder} names the file {name}, which lies outside it: do not use it")
+            status = path.stat()
+    except RuntimeError as error:  # what resolve() says of links in a circle before Python 3.13
+        raise PruneVidError(f"cannot read {path}: its links lead in a circle") from error
+    except PruneVidError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            raise PruneVidError(
+                f"the bundle {folder} lacks its file {name}: copy it whole or export it again"
+            ) from error
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        raise PruneVidError(f"{path} is no plain file, as a bundle's are: copy it whole or export it again")
+    if status.st_size != record.size:
         raise PruneVidError(
-            f"{path} has {size} bytes where the bundle has {record.size}: copy it whole or export it again"
+            f"{path} has {status.st_size} bytes where the bundle has {record.size}: copy it whole or export it again"
         )
 
 
+def _check_graph(folder: Path, manifest: Manifest, name: str) -> None:
+    path = folder / manifest.graphs[name].file
+    try:
+        with reading(path):
+            check_graph(folder, manifest, name)
+    except ValueError as error:
+        raise PruneVidError(f"cannot load {path}, since {error}: export the bundle again") from error
+
+
 def _check_contents(folder: Path, files: dict[str, FileRecord]) -> None:
+    def digest_of(name: str) -> str:
+        with reading(folder / name):
+            return sha256_of(folder / name)
+
     # Hashing releases the interpreter's lock, and the weights of one graph take as long as all the rest.
     with ThreadPoolExecutor() as pool:
-        found = pool.map(sha256_of, (folder / name for name in files))
-        for (name, record), digest in zip(files.items(), found, strict=True):
+        for (name, record), digest in zip(files.items(), pool.map(digest_of, files), strict=True):
             if digest != record.sha256:
                 raise PruneVidError(
                     f"{folder / name} was altered since the export (its SHA-256 differs): export the bundle again"

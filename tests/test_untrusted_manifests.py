@@ -1,0 +1,395 @@
+"""Manifests from strangers: every section is held against its bounds, the files and the graphs, in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import edit_manifest, peak_of_opening, record
+
+from prunevid import PruneVidError
+from prunevid.bundle import open_bundle
+
+ROOT = Path(__file__).parents[1]
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def copy(tiny_bundle: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    """A bundle to be changed."""
+    return Path(shutil.copytree(tiny_bundle("qwen2", "ort"), tmp_path / "copy"))
+
+
+def refused(folder: Path, match: str | None = None) -> str:
+    """The sentence with which a bundle is refused, hashed or not."""
+    with pytest.raises(PruneVidError, match=match) as error:
+        open_bundle(folder, verify=False)
+    sentence = str(error.value)
+    assert sentence.isprintable()
+    assert len(sentence) < 700
+    with pytest.raises(PruneVidError, match=match):
+        open_bundle(folder)
+    return sentence
+
+
+def setting(path: str, value: object) -> Change:
+    """Sets an entry of the manifest, by its names with dots between them."""
+
+    def change(data: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        for name in parents:
+            data = data[name]
+        data[last] = value
+
+    return change
+
+
+RECORD = {"size": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("dialect", "tensorrt"),
+        ("dialect", "portable"),
+        ("precision", "fp4"),
+        ("precision", "fp16"),
+        ("frames", 0),
+        ("frames", -1),
+        ("frames", 10**9),
+        ("frames", 3.0),
+        ("created_by", "a\x1b[2Jb"),
+        ("created_by", "a" * 10_000),
+        ("created_by", "\u202egnp.exe"),
+        ("least_onnxruntime", "newest"),
+        ("least_onnxruntime", "1"),
+        ("least_onnxruntime", "1." + "9" * 4000),
+        ("model.family", "pllava"),
+        ("model.name", ""),
+        ("model.name", "x\n\x1b]0;title\x07"),
+        ("model.tokens_per_frame", 24),
+        ("model.tokens_per_frame", 0),
+        ("model.tokens_per_frame", 10**12),
+        ("model.decoder.layers", 7),
+        ("model.decoder.layers", 10**9),
+        ("model.decoder.layers", True),
+        ("model.decoder.hidden_size", 65),
+        ("model.decoder.kv_heads", 1),
+        ("model.decoder.kv_heads", 3),
+        ("model.decoder.head_dim", 2**40),
+        ("model.decoder.vocab_size", 271),
+        ("model.decoder.vocab_size", 10**15),
+        ("model.vision.layers", 0),
+        ("model.vision.patches", -5),
+        ("prune.prune_layer", 0),
+        ("prune.prune_layer", 2),
+        ("prune.prune_layer", 10**17),
+        ("prune.neighbours", 6),
+        ("prune.neighbours", 10**17),
+        ("prune.min_cluster_tokens", 10**17),
+        ("prune.selection", ["group"]),
+        ("embeddings.rows", 272),
+        ("embeddings.rows", 274),
+        ("embeddings.rows", 10**15),
+        ("embeddings.columns", 32),
+        ("embeddings.dtype", "float16"),
+        ("embeddings.dtype", "object"),
+        ("embeddings.image_newline", 273),
+        ("embeddings.image_newline", -1),
+        ("embeddings.file", "tokenizer.json"),
+        ("prompt.eos_ids", []),
+        ("prompt.eos_ids", [-1]),
+        ("prompt.eos_ids", [272]),
+        ("prompt.eos_ids", [2**40]),
+        ("prompt.eos_ids", [258] * 1000),
+        ("prompt.max_positions", 0),
+        ("prompt.max_positions", 2**40),
+        ("prompt.video_token", ""),
+        ("prompt.video_token", "x" * 3000),
+        ("prompt.special_tokens", {"bos": "x"}),
+        ("prompt.tokenizer", "chat_template.jinja"),
+        ("preprocessing.size", 0),
+        ("preprocessing.size", -72),
+        ("preprocessing.size", 4096),
+        ("preprocessing.size", 73),
+        ("preprocessing.std", [0.5, 0.0, 0.5]),
+        ("preprocessing.std", [0.5, 1e-300, 0.5]),
+        ("preprocessing.mean", [1e300, 0.5, 0.5]),
+        ("preprocessing.rescale", 1e-300),
+        ("preprocessing.rescale", 1e300),
+        ("preprocessing.resample", "seam carving"),
+        ("files", {}),
+        ("files.tokenizer.json", RECORD),
+        ("engines", {"device": None, "graphs": {}}),
+        ("quantization", {"recipe": "x", "graphs": {}, "questions": -1, "agreement": 1.0, "divergence": 0.0}),
+        ("quantization", {"recipe": "x", "graphs": {}, "questions": 1, "agreement": 2.0, "divergence": 0.0}),
+        (
+            "quantization",
+            {"recipe": "x", "graphs": {}, "questions": 1, "agreement": 1.0, "divergence": 0.0, "kv_cache": "int8"},
+        ),
+        (
+            "quantization",
+            {
+                "recipe": "x",
+                "graphs": {"other": {"treatment": "x", "quantized": 1, "float_layers": []}},
+                "questions": 1,
+                "agreement": 1.0,
+                "divergence": 0.0,
+            },
+        ),
+        (
+            "tuning",
+            {
+                "max_tokens": None,
+                "max_ttft_ms": -1.0,
+                "min_agreement": None,
+                "questions": 1,
+                "agreement": 1.0,
+                "divergence": 0.0,
+                "kept": 0.5,
+            },
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(copy: Path, path: str, value: object) -> None:
+    edit_manifest(copy, setting(path, value) if "tokenizer.json" not in path else lambda d: d["files"].update(
+        {"tokenizer.json": value}
+    ))  # fmt: skip
+    refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("graph", "side", "name", "entry"),
+    [
+        ("llm_pre", "inputs", "past_key.1", {"name": "past_key.7"}),
+        ("llm_pre", "inputs", "past_key.1", {"dtype": "int8"}),
+        ("llm_pre", "inputs", "past_key.1", {"dtype": "object"}),
+        ("llm_pre", "inputs", "past_key.1", {"shape": [1, 2, "capacity", 32]}),
+        ("llm_pre", "inputs", "past_key.1", {"shape": [1, 2, "rows", 16]}),
+        ("llm_pre", "inputs", "past_key.1", {"shape": [-1, 2, "capacity", 16]}),
+        ("llm_pre", "inputs", "position_ids", {"name": "past_length"}),
+        ("llm_post", "outputs", "logits", {"shape": [1, 10**12]}),
+        ("llm_post", "outputs", "logits", {"shape": []}),
+        ("vision_merge", "inputs", "pixel_values", {"shape": ["frames_new", 3, 4096, 4096]}),
+        ("vision_merge", "outputs", "token_group", {"dtype": "float32"}),
+        ("select", "outputs", "kept", {"name": "k\x1b[31m"}),
+    ],
+)
+def test_graphs_that_the_rest_does_not_go_with_are_refused(
+    copy: Path, graph: str, side: str, name: str, entry: dict[str, Any]
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        next(tensor for tensor in data["graphs"][graph][side] if tensor["name"] == name).update(entry)
+
+    edit_manifest(copy, change)
+    refused(copy, "manifest.json is damaged")
+
+
+def test_a_graph_of_another_release_is_named(copy: Path) -> None:
+    edit_manifest(copy, lambda data: data["graphs"].update(speech=data["graphs"]["select"]))
+    refused(copy, "has the graph 'speech', which this release does not know")
+
+
+@pytest.mark.parametrize("where", ["", "model", "prompt", "prune", "embeddings"])
+def test_an_entry_of_another_release_is_named_as_unknown(copy: Path, where: str) -> None:
+    edit_manifest(copy, lambda data: (data[where] if where else data).update(surprise=1))
+    sentence = refused(copy, "entry 'surprise', which this one does not know; update prunevid")
+    assert "damaged" not in sentence
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".",
+        "..",
+        "",
+        "/",
+        "a//b",
+        "a/",
+        "./a",
+        "a/./b",
+        "a/../b",
+        "\\\\host\\share",
+        "..\\b",
+        "a\\b",
+        "C:x",
+        "c:\\x",
+        "a:stream",
+        "a b",
+        ".hidden",
+        "a/.hidden",
+        "caf\u00e9",
+        "cafe\u0301",
+        "\uff0e\uff0e/x",
+        "a\x1b[2J",
+        "a\n",
+        "*",
+        "manifest.json",
+        "Manifest.JSON",
+        "SELECT.onnx",
+        "a" * 300,
+    ],
+)
+def test_a_name_that_no_file_of_a_bundle_has_is_refused(copy: Path, name: str) -> None:
+    edit_manifest(copy, lambda data: data["files"].update({name: RECORD}))
+    refused(copy, "names the file|no plain text")
+
+
+def test_too_many_files_are_refused(copy: Path) -> None:
+    edit_manifest(copy, lambda data: data["files"].update({f"f{number}": RECORD for number in range(20_000)}))
+    refused(copy, "names 200.. files, and a bundle has 1000 at most")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"size": -1},
+        {"size": True},
+        {"size": 1.5},
+        {"size": 10**18},
+        {"sha256": "x"},
+        {"sha256": "A" * 64},
+        {"sha256": "0" * 63 + "\n"},
+        {"sha256": None},
+        {"mode": 0o777},
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(copy: Path, entry: dict[str, Any]) -> None:
+    edit_manifest(copy, lambda data: data["files"]["select.onnx"].update(entry))
+    refused(copy)
+
+
+def test_a_file_that_is_another_ones_folder_is_missing(copy: Path) -> None:
+    edit_manifest(copy, lambda data: data["files"].update({"select.onnx/x": RECORD}))
+    refused(copy, "lacks its file select.onnx/x")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_texts_larger_than_any_are_refused_unread(copy: Path, name: str) -> None:
+    with (copy / name).open("wb") as file:
+        file.truncate(1 << 30)
+    record(copy, name)
+    refused(copy, "has 1073741824 bytes, and .* are the most")
+
+
+def test_embeddings_that_are_too_short_are_refused(copy: Path) -> None:
+    content = (copy / "embeddings.bin").read_bytes()
+    (copy / "embeddings.bin").write_bytes(content[:-4])
+    record(copy, "embeddings.bin")
+    refused(copy, f"which {len(content) - 4} bytes cannot be")
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '"frames": NaN',
+        '"frames": Infinity',
+        '"frames": -Infinity',
+        '"frames": 1e999',
+        '"frames": ' + "9" * 5000,
+        '"frames": ' + "9" * 19,
+        '"frames": 8, "frames": 8',
+        '"frames": ' + "[" * 500 + "]" * 500,
+        '"model": {"name": "\\u001b[2J"}',
+        '"model": {"name": "\\ud800"}',
+        '"mod\\u0000el": 1',
+    ],
+)
+def test_json_that_readers_differ_about_is_refused(copy: Path, entry: str) -> None:
+    text = (copy / "manifest.json").read_text(encoding="utf-8")
+    (copy / "manifest.json").write_text(text.rstrip().removesuffix("}") + f", {entry}}}", encoding="utf-8")
+    refused(copy)
+
+
+def run_python(program: str, *arguments: str | Path) -> str:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+@pytest.mark.parametrize("kind", ["large", "endless", "many lists", "many names"])
+def test_a_huge_manifest_is_refused_within_little_memory(copy: Path, kind: str) -> None:
+    path = copy / "manifest.json"
+    if kind == "large":
+        with path.open("ab") as file:
+            file.truncate(50 << 30)  # a hole: it takes no room on the disk
+    elif kind == "endless":
+        path.unlink()
+        path.symlink_to("/dev/zero")
+    else:
+        many = "[],[]," * 600_000 + "[]" if kind == "many lists" else ",".join(f'"{n}"' for n in range(400_000))
+        path.write_text(f'{{"schema_version": 1, "files": [{many}]}}', encoding="utf-8")
+    sentence, mebibytes = peak_of_opening(copy)
+    assert "manifest.json" in sentence
+    assert mebibytes < 300
+
+
+# --- what cannot be read ---------------------------------------------------------------------------------------
+
+AS_NOBODY = """
+import os, sys
+from prunevid.bundle import open_bundle
+from prunevid import PruneVidError
+if os.getuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try: open_bundle(sys.argv[1])
+except PruneVidError as error: print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json", "tokenizer.json", "llm_pre.onnx", "llm_post.onnx.data"])
+def test_what_may_not_be_read_is_one_sentence(copy: Path, name: str) -> None:
+    for parent in (copy, copy.parent, copy.parent.parent, copy.parent.parent.parent):
+        parent.chmod(0o755)
+    (copy / name).chmod(0)
+    try:
+        sentence = run_python(AS_NOBODY, copy)
+    finally:
+        (copy / name).chmod(0o755)
+    assert sentence.count("\n") == 1
+    assert sentence.startswith("cannot read ")
+    assert "Permission denied" in sentence
+    assert (name or "copy") in sentence
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("name", ["manifest.json", "select.onnx", "embeddings.bin"])
+def test_a_disk_that_fails_is_one_sentence(copy: Path, name: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.open
+
+    def failing(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == name:
+            raise OSError(code, os.strerror(code), str(self))
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(PruneVidError, match=f"^cannot read .*{name}: {os.strerror(code)}$"):
+        open_bundle(copy)
+
+
+def test_places_that_are_no_folder_are_one_sentence(copy: Path) -> None:
+    for path in (copy / "tokenizer.json", copy / "tokenizer.json" / "x", copy / ("n" * 5000), copy / "a\0b"):
+        with pytest.raises(PruneVidError) as error:
+            open_bundle(path)
+        assert str(error.value).isprintable()
+
+
+def test_opening_an_honest_bundle_takes_little_memory(copy: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    open_bundle(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
+    assert json.loads((copy / "manifest.json").read_text())["schema_version"] == 1

@@ -41,6 +41,7 @@ _POSITIONS = whole(1, 1 << 24)
 _UNQUANTIZED = only(NULL, "give a checkpoint that is not quantized")
 _TOKENS = either(_TOKEN, list_of(_TOKEN, 1, 64), NULL)
 _MOST_PATCHES = 1 << 14
+_EVEN = range(2, 1025, 2)  # rotary embeddings turn pairs of channels
 
 _WHOLE_HEADS = only(either(exactly(1), NULL), "heads are rotated whole")
 _ROPE_TYPE = only(one_of(*ROPE_TYPES), "frequencies that do not depend on the length of the text")
@@ -73,7 +74,7 @@ _TEXT: dict[str, Rule | Section] = {
     "num_hidden_layers": whole(1, _LAYERS),
     "num_attention_heads": whole(1, 1 << 10),
     "num_key_value_heads": optional(whole(1, 1 << 10)),
-    "head_dim": optional(whole(2, 1 << 10)),
+    "head_dim": optional(Rule("an even number from 2 to 1024", lambda value: value in _EVEN and type(value) is int)),
     "hidden_act": text(40),
     "max_position_embeddings": _POSITIONS,
     "rms_norm_eps": number(0, 1),
@@ -139,6 +140,9 @@ def check_config(data: dict[str, Any], where: str) -> dict[str, Any]:
     Raises PruneVidError that names the file, the key, the value and what is allowed.
     """
     config = conform(data, _CONFIG, where)
+    for section, key in (("text_config", "rms_norm_eps"), ("vision_config", "layer_norm_eps")):
+        if key in config[section]:  # JSON does not tell 1 from 1.0, and transformers does
+            config[section][key] = float(config[section][key])
     _check_text(config["text_config"], where)
     _check_vision(config, where)
     for key in ("image", "video"):

@@ -33,7 +33,7 @@ from prunevid.preprocessing import Preprocessing
 
 _NESTED = "processor_config.json"
 _FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
-# What the class assumes for a key that is missing or null.
+# What the class assumes for a key that is missing.
 _CLASS_SIZE = 384
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,10 +45,10 @@ _OFF = one_of(False, None)
 _THREE = either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 3, 3))
 _SECTION = Section(
     {
-        "do_resize": only(one_of(True, None), "the vision tower takes frames of one size"),
-        "size": optional(either(_SIDE, Rule("an object of height and width", lambda value: isinstance(value, dict)))),
+        "do_resize": only(one_of(True), "the vision tower takes frames of one size"),
+        "size": either(_SIDE, Rule("an object of height and width", lambda value: isinstance(value, dict))),
         "default_to_square": optional(FLAG),
-        "resample": optional(Rule("2 (bilinear) or 3 (bicubic)", lambda value: type(value) is int and value in (2, 3))),
+        "resample": Rule("2 (bilinear) or 3 (bicubic)", lambda value: type(value) is int and value in _RESAMPLING),
         "do_center_crop": only(_OFF, "frames are shown whole"),
         "do_rescale": optional(FLAG),
         "rescale_factor": optional(positive(1e6)),
@@ -99,13 +99,18 @@ def read_preprocessing(checkpoint: Path, size: int, patches: int) -> Preprocessi
     known = conform(data, _SECTION, where)
     _check_class(known, where)
     _check_size(known, size, where)
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if known.get("do_normalize") is not False:
-        mean, std = _triple(known.get("image_mean"), _CLIP_MEAN), _triple(known.get("image_std"), _CLIP_STD)
-    if min(std) <= 0:
-        raise refuse(where, "image_std", known["image_std"], "three numbers above 0")
-    rescale = 1.0 if known.get("do_rescale") is False else known.get("rescale_factor") or 1 / 255
-    return Preprocessing(size, mean, std, float(rescale), _RESAMPLING[known.get("resample") or 3])
+    # To transformers, a step that is null is one not to take, and a value that is null is none at all.
+    mean, std, rescale = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0
+    if known.get("do_normalize", True):
+        mean = _three(known.get("image_mean", _CLIP_MEAN), "image_mean", where)
+        std = _three(known.get("image_std", _CLIP_STD), "image_std", where)
+        if min(std) <= 0:
+            raise refuse(where, "image_std", known["image_std"], "three numbers above 0")
+    if known.get("do_rescale", True):
+        rescale = known.get("rescale_factor", 1 / 255)
+        if rescale is None:
+            raise refuse(where, "rescale_factor", rescale, "a number above 0, unless do_rescale is false")
+    return Preprocessing(size, mean, std, float(rescale), _RESAMPLING[known.get("resample", 3)])
 
 
 def default_preprocessing(size: int) -> Preprocessing:
@@ -120,8 +125,7 @@ def _find(checkpoint: Path, patches: int) -> tuple[dict[str, Any], str]:
         counted = data.get("num_image_tokens")
         if counted is not None and counted != patches:
             raise refuse(str(nested), "num_image_tokens", counted, f"{patches}, the patches that config.json describes")
-        if "video_processor" in data:
-            section = data["video_processor"]
+        if (section := data.get("video_processor")) is not None:
             if not isinstance(section, dict):
                 raise refuse(str(nested), "video_processor", section, "an object")
             return section, f"{nested}: video_processor"
@@ -142,12 +146,11 @@ def _check_class(known: dict[str, Any], where: str) -> None:
 
 
 def _check_size(known: dict[str, Any], size: int, where: str) -> None:
-    given = known.get("size")
-    sides = {"height": _CLASS_SIZE, "width": _CLASS_SIZE} if given is None else given
+    sides = known.get("size", {"height": _CLASS_SIZE, "width": _CLASS_SIZE})
     if is_number(sides):
         sides = dict.fromkeys(("height", "width") if known.get("default_to_square") else ("shortest_edge",), sides)
     for key, value in sides.items():
-        if key not in ("height", "width") and value is not None:
+        if key not in ("height", "width"):
             raise refuse(
                 where,
                 f"size[{key[:40]!r}]",
@@ -161,8 +164,9 @@ def _check_size(known: dict[str, Any], size: int, where: str) -> None:
         )
 
 
-def _triple(values: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
+def _three(values: Any, key: str, where: str) -> tuple[float, float, float]:
+    """One number per channel; a single one is all three."""
     if values is None:
-        return default
-    red, green, blue = values if isinstance(values, list) else [values] * 3
+        raise refuse(where, key, values, "three numbers, unless do_normalize is false")
+    red, green, blue = values if isinstance(values, (list, tuple)) else [values] * 3
     return float(red), float(green), float(blue)

@@ -86,13 +86,18 @@ def _add_engines(source: Path, target: Path) -> None:
         file = f"{name}.engine"
         (target / file).write_bytes(name.encode() * 100)
         manifest["files"][file] = {"size": len(name) * 100, "sha256": safetensors_file.sha256(target / file)}
-        shape = {side: [1] for side in ("minimum", "optimum", "maximum")}
-        shapes = {tensor["name"]: shape for tensor in graph["inputs"]}
+        shapes = {tensor["name"]: _range(tensor["shape"]) for tensor in graph["inputs"]}
         profile = {"name": "prefill", "shapes": shapes, "values": {}}
         engines[name] = {"file": file, "profiles": [profile], "source": "0" * 64}
     device = {"tensorrt": "10.16.0.72", "gpu": "Orin", "compute_capability": "8.7", "driver": "13.2"}
     manifest["engines"] = {"device": device, "graphs": engines}
     (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _range(shape: list[int | str]) -> dict[str, list[int]]:
+    """Shapes that fit what a graph declares, where sizes that it leaves open go from 1 to 64."""
+    sides = {"minimum": 1, "optimum": 8, "maximum": 64}
+    return {side: [size if isinstance(size, int) else open_size for size in shape] for side, open_size in sides.items()}
 
 
 # Checkpoints

@@ -129,9 +129,9 @@ def make(rng: Random, bases: Bases, folder: Path) -> Job:
     name = rng.choice([name for name in _WHOLE if name not in _SLOW or rng.random() < 0.3])
     words = _filled(_WHOLE[name].split(" "), bases)
     chance = rng.random()
-    if chance < 0.06:
-        return _streams(rng, words, name)
     if chance < 0.1:
+        return _streams(rng, words, name)
+    if chance < 0.13:
         words = rng.choice(
             [[], ["-h"], ["--version"], ["--help", *words], [*words, "-h"], words[:1], ["nothing"], [""], ["--"]]
         )

@@ -46,7 +46,8 @@ def judge(job: Job, outcome: Outcome) -> tuple[str, list[str]]:
     elif outcome.status == 2:
         verdict = REFUSED
         reasons += _not_one_sentence(outcome.stderr)
-        reasons += _left_over(outcome.new_files, ())
+        # Files are written before what could not be printed.
+        reasons += _left_over(outcome.new_files, () if job.stdout == "file" else job.outputs)
         if outcome.stdout and job.stdout == "file":
             reasons.append("output before the error")
     else:

@@ -15,6 +15,7 @@ import av.error
 from benchmarks.fuzz.bases import Bases
 from benchmarks.fuzz.clips import CLIPS, Clip
 from benchmarks.fuzz.job import Job
+from benchmarks.fuzz.large import large_video
 from benchmarks.fuzz.raw import damage_bytes, odd_number
 from benchmarks.fuzz.trees import damage_tree
 
@@ -40,6 +41,9 @@ def control(name: str, bases: Bases, folder: Path) -> Job:
 
 def make(rng: Random, bases: Bases, folder: Path) -> Job:
     """A damaged video in ``folder``."""
+    if rng.random() < 0.05:
+        video, detail = large_video(rng, folder)
+        return _job(bases, video, f"large: {video.suffix or 'folder'}", detail)
     name = rng.choice(list(CLIPS))
     clip, source = CLIPS[name], bases.clips[name]
     if source.is_dir():

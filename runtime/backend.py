@@ -26,7 +26,7 @@ class Graph(Protocol):
         Arrays are contiguous. Feeds may be NumPy arrays wherever the graph runs: small things come from the host. An
         output that comes with an array is written into it, in place; it may be an input's memory where the graph is
         made for that. The others are allocated. Returns all of them, which may not be computed yet: only
-        :meth:`Memory.download` waits. Raises PruneVidError where the run fails.
+        :meth:`Memory.download` waits. Any thread may run it. Raises PruneVidError where the run fails.
         """
         ...
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +25,8 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "tensor(int8)": np.dtype(np.int8),
     "tensor(int64)": np.dtype(np.int64),
 }
+# Bundles may be loaded in several threads, and ONNX Runtime refuses a second arena.
+_REGISTERING = Lock()
 
 
 class OrtCpuBackend:
@@ -41,7 +45,8 @@ class OrtCpuBackend:
         self._dialect: str | None = None
         self._options.enable_profiling = profile_to is not None
         # One arena for all graphs, since they run one after the other.
-        _register_shared_arena()
+        with _REGISTERING:
+            _register_shared_arena()
         self._options.add_session_config_entry("session.use_env_allocators", "1")
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
@@ -71,7 +76,11 @@ class OrtCpuBackend:
 class OrtGraph:
     """A graph in ONNX Runtime, run over arrays of ``place``, ONNX Runtime's word for where they lie."""
 
-    def __init__(self, session: Any, file: Path, place: str) -> None:
+    def __init__(
+        self, session: Any, file: Path, place: str, lock: AbstractContextManager[object] | None = None
+    ) -> None:
+        """``lock``: held during a run, where runs of several threads would meet on one stream; the CPU needs none."""
+        self._lock = lock or nullcontext()
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
         self._slots = {
@@ -82,6 +91,10 @@ class OrtGraph:
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
         """See :class:`prunevid.runtime.backend.Graph`."""
+        with self._lock:
+            return self._run(feeds, outputs)
+
+    def _run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
         binding = self._session.io_binding()
         # Held until the run is over: the binding knows their addresses only.
         read = {name: self._slots[name].readable(array) for name, array in feeds.items()}

@@ -51,7 +51,7 @@ class OrtCudaBackend:
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
         """See :class:`prunevid.runtime.backend.Backend`."""
-        return _load(bundle, name, self._options, [(_CUDA, _cuda_options(self._cuda.stream))])
+        return _load(bundle, name, self._options, [(_CUDA, _cuda_options(self._cuda.stream))], self._cuda)
 
     def past_rows(self, length: int) -> int:
         """Just those in use."""
@@ -85,7 +85,7 @@ class OrtTensorRtBackend:
         providers = [(_CUDA, _cuda_options(stream))]
         if name in _WHOLE_IN_TENSORRT:
             providers.insert(0, (_TENSORRT, _tensorrt_options(bundle, name, stream)))
-        return _load(bundle, name, self._options, providers)
+        return _load(bundle, name, self._options, providers, self._cuda)
 
     def past_rows(self, length: int) -> int:
         """Just those in use."""
@@ -100,7 +100,7 @@ def _check_provider(provider: str) -> None:
         )
 
 
-def _load(bundle: Bundle, name: str, options: Any, providers: list[tuple[str, dict[str, str]]]) -> OrtGraph:
+def _load(bundle: Bundle, name: str, options: Any, providers: list[tuple[str, dict[str, str]]], cuda: Cuda) -> OrtGraph:
     file = bundle.file(bundle.manifest.graphs[name].file)
     session = open_session(file, options, [*providers, "CPUExecutionProvider"])
     for provider, _ in providers:
@@ -110,7 +110,7 @@ def _load(bundle: Bundle, name: str, options: Any, providers: list[tuple[str, di
                 f"ONNX Runtime's {provider} cannot be loaded: its libraries (CUDA, cuDNN, for TensorRT its own) are "
                 "missing or of another version than this onnxruntime-gpu wants"
             )
-    return OrtGraph(session, file, _PLACE)
+    return OrtGraph(session, file, _PLACE, cuda.lock)
 
 
 def _cuda_options(stream: int) -> dict[str, str]:

@@ -63,6 +63,7 @@ class EngineGraph:
     """A deserialized engine, with a context for each of its profiles."""
 
     def __init__(self, tools: Tools, runtime: Any, bundle: Bundle, name: str, engine: EngineSpec) -> None:
+        self._cuda = tools.cuda
         graph = bundle.manifest.graphs[name]
         file = bundle.file(engine.file)
         # Mapped, not read: on a Jetson, host and GPU share the memory that holds the weights.
@@ -93,6 +94,10 @@ class EngineGraph:
         for name, target in outputs.items():
             if target is not None:
                 self._slots[name].writable(target)
+        with self._cuda.lock:
+            return self._run(feeds, outputs)
+
+    def _run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
         shapes = tuple(array.shape for array in feeds.values())
         values = tuple(int(np.asarray(feeds[name]).item()) for name in self._value_inputs)
         number = self._chosen.get((shapes, values))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from importlib import import_module
+from threading import RLock
 from typing import Any
 
 from prunevid.errors import PruneVidError
@@ -23,6 +24,9 @@ class Cuda:
     def __init__(self, runtime: Any = None) -> None:
         """``runtime``: the module that speaks to CUDA, by default cuda-python's."""
         self._runtime = runtime or _import_runtime()
+        # Held during every call, and around those that belong together: one thread at a time. Whoever holds it waits
+        # for no other thread.
+        self.lock = RLock()
         if not self._call("cudaGetDeviceCount"):
             raise PruneVidError("there is no NVIDIA GPU here: run with --backend ort-cpu")
         self._call("cudaSetDevice", 0)
@@ -106,6 +110,10 @@ class Cuda:
 
         Raises PruneVidError where CUDA cannot capture it, and whatever ``work`` raises; the stream goes on as before.
         """
+        with self.lock:
+            return self._capture(work)
+
+    def _capture(self, work: Callable[[], None]) -> CapturedWork:
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -127,14 +135,17 @@ class Cuda:
 
     def destroy(self, function: str, handle: Any) -> None:
         """Give a handle back; at the end of the process CUDA may be gone before it, which is no error."""
-        getattr(self._runtime, function)(handle)
+        with self.lock:
+            getattr(self._runtime, function)(handle)
 
     def _call(self, function: str, *arguments: Any, nbytes: int = 0) -> Any:
-        error, *values = getattr(self._runtime, function)(*arguments)
-        if int(error):
-            # Errors stay until they are asked for: the next call must not meet this one.
-            self._runtime.cudaGetLastError()
-            raise PruneVidError(self._sentence(function, error, nbytes))
+        # What a thread puts on the stream while another one captures would become a part of what that captures.
+        with self.lock:
+            error, *values = getattr(self._runtime, function)(*arguments)
+            if int(error):
+                # Errors stay until they are asked for: the next call must not meet this one.
+                self._runtime.cudaGetLastError()
+                raise PruneVidError(self._sentence(function, error, nbytes))
         return values[0] if values else None
 
     def _sentence(self, function: str, error: Any, nbytes: int) -> str:

@@ -3,7 +3,7 @@
 What a run needs again and again is small and keeps its place: blocks of up to a megabyte, in powers of two, are handed
 out again when nobody holds them any more, the last one first, so that a decode step finds its arrays where the step
 before had them. Large blocks go back to CUDA. Everything is ordered by the one stream, so a block may be handed out
-again while earlier work still reads it.
+again while earlier work still reads it. Any thread may use it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class DeviceMemory:
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
         """See :class:`Memory`; an array without elements has an address, too."""
-        block = self._block(prod(shape) * dtype.itemsize)
+        with self._cuda.lock:
+            block = self._block(prod(shape) * dtype.itemsize)
         return DeviceArray(block.pointer, shape, dtype, block)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
@@ -50,7 +51,8 @@ class DeviceMemory:
         if not target.nbytes:
             return
         if isinstance(source, np.ndarray):
-            self._staging.upload(source, target)
+            with self._cuda.lock:
+                self._staging.upload(source, target)
         elif source.contiguous and target.contiguous:
             self._cuda.copy(source.pointer, target.pointer, target.nbytes)
         else:
@@ -61,7 +63,10 @@ class DeviceMemory:
 
     def download(self, array: Array) -> np.ndarray:
         """See :class:`Memory`; a NumPy array stays what it is."""
-        return array if isinstance(array, np.ndarray) else self._staging.download(array)
+        if isinstance(array, np.ndarray):
+            return array
+        with self._cuda.lock:
+            return self._staging.download(array)
 
     def _block(self, nbytes: int) -> _Block:
         if nbytes <= _LARGEST_KEPT:
@@ -72,10 +77,12 @@ class DeviceMemory:
         return block
 
     def _take_back(self, pointer: int, nbytes: int) -> None:
-        if nbytes <= _LARGEST_KEPT:
-            self._unused.setdefault(nbytes, []).append(pointer)
-        else:
-            self._cuda.free(pointer)
+        # In whichever thread lets go of an array, and whenever that is.
+        with self._cuda.lock:
+            if nbytes <= _LARGEST_KEPT:
+                self._unused.setdefault(nbytes, []).append(pointer)
+            else:
+                self._cuda.free(pointer)
 
 
 class _Block:

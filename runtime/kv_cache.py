@@ -92,6 +92,18 @@ class KvCache:
             raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
         self.length = length
 
+    def copy_rows(self, start: int) -> Array:
+        """A copy [planes, rows, width] of the rows in use from ``start`` on, for :meth:`put_rows`."""
+        rows = self._rows.array[:, start : self.length]
+        copied = self._backend.memory.empty(rows.shape, rows.dtype)
+        self._backend.memory.copy(rows, copied)
+        return copied
+
+    def put_rows(self, start: int, rows: Array) -> None:
+        """Make ``rows`` the last ones in use, from ``start`` on, where they were copied from."""
+        self.length = start + int(rows.shape[1])
+        self._backend.memory.copy(rows, self._rows.array[:, start : self.length])
+
     def past(self, *, decoding: bool = False) -> dict[str, Array]:
         """Graph inputs: the rows in use (in the ``ort`` dialect, the buffers that hold them).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -21,7 +22,7 @@ from prunevid.runtime.text import StopMatcher, StreamDecoder
 @dataclass(frozen=True)
 class Prefilled:
     """Where decoding begins: the first token's logits [vocab], the position that it will have, and the KV caches of
-    the layers up to M and behind it."""
+    the layers up to M and behind it. turn: to be held while a step runs, since others may want the same caches."""
 
     logits: np.ndarray
     position: int
@@ -29,10 +30,14 @@ class Prefilled:
     post_cache: KvCache
     counts: TokenCounts
     pruned: bool
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class AnswerStream:
-    """An answer as it is decoded: iterate over its pieces of text, then read :attr:`answer`."""
+    """An answer as it is decoded: iterate over its pieces of text, then read :attr:`answer`.
+
+    One thread at a time may read it. An answer that is not read to its end holds up nobody.
+    """
 
     def __init__(
         self,
@@ -45,7 +50,7 @@ class AnswerStream:
         timings: Timings,
         skipped_frames: int,
     ) -> None:
-        """``prefill`` runs when the first piece is asked for; ``is_current`` turns false when the caches are reused."""
+        """``prefill`` runs when the first piece is asked for; ``is_current`` turns false when the answer is ended."""
         self._chain, self._prompt, self._sampling = chain, prompt, sampling
         self._is_current, self._timings, self._skipped_frames = is_current, timings, skipped_frames
         self._answer: Answer | None = None
@@ -67,6 +72,7 @@ class AnswerStream:
         return self._pieces
 
     def _decode(self, prefill: Callable[[], Prefilled]) -> Iterator[str]:
+        self._check_current()
         begun = prefill()
         cached = begun.pre_cache.nbytes + begun.post_cache.nbytes
         sampler, writer = Sampler(self._sampling), _TextWriter(self._prompt, self._sampling)
@@ -95,14 +101,18 @@ class AnswerStream:
 
     def _step(self, begun: Prefilled, ids: list[int]) -> np.ndarray:
         """Logits [vocab] of the token behind the last of ``ids``."""
+        self._check_current()
+        with begun.turn():
+            begin = perf_counter()
+            position = begun.position + len(ids) - 1
+            hidden, _ = self._chain.run_pre(self._chain.embed(ids[-1:]), begun.pre_cache, position)
+            logits = self._chain.run_post(hidden, begun.post_cache, positions(position, 1))
+            self._timings.decode.append(perf_counter() - begin)
+        return logits
+
+    def _check_current(self) -> None:
         if not self._is_current():
             raise PruneVidError("a newer question was asked of this video: read one answer to its end before the next")
-        begin = perf_counter()
-        position = begun.position + len(ids) - 1
-        hidden, _ = self._chain.run_pre(self._chain.embed(ids[-1:]), begun.pre_cache, position)
-        logits = self._chain.run_post(hidden, begun.post_cache, positions(position, 1))
-        self._timings.decode.append(perf_counter() - begin)
-        return logits
 
     def _unpruned_bytes(self, counts: TokenCounts) -> int:
         shape = self._chain.manifest.model.decoder

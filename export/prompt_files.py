@@ -94,9 +94,14 @@ def read_prompt(checkpoint: Path, config: Any) -> CheckpointPrompt:
         special_tokens=special,
     )
     try:
-        ChatPrompt(tokenizer, template, video_token, eos_ids, special_tokens=special)
+        prompt = ChatPrompt(tokenizer, template, video_token, eos_ids, special_tokens=special)
     except PruneVidError as error:
         raise PruneVidError(f"{source} cannot be used: {error}") from error
+    if spec.max_positions <= prompt.least_tokens + 1:
+        allowed = f"more than the {prompt.least_tokens} tokens around a video"
+        raise refuse(
+            str(checkpoint / "config.json"), "text_config.max_position_embeddings", spec.max_positions, allowed
+        )
     return CheckpointPrompt(tokenizer, template, spec)
 
 
@@ -139,6 +144,9 @@ def _chat_template(checkpoint: Path) -> tuple[str, Path]:
         return _default_of(found, legacy), legacy
     if single := find_file(checkpoint, CHAT_TEMPLATE):
         return read_text(single), single
+    if "default" in named:
+        path = checkpoint / _TEMPLATES / "default.jinja"
+        return read_text(path), path
     if named:
         raise PruneVidError(
             f"the checkpoint {checkpoint} has the chat templates {', '.join(sorted(named))}, and none is the default: "

@@ -56,6 +56,7 @@ class ChatPrompt:
     Attributes:
         tokenizer: The tokenizer, for decoding.
         eos_ids: As given, increasing.
+        least_tokens: Tokens around a video with the shortest of questions.
 
     Raises:
         PruneVidError: The tokenizer or the template cannot be used.
@@ -91,6 +92,7 @@ class ChatPrompt:
             raise PruneVidError("the chat template puts the question before the video; it must come after it")
         if np.array_equal(one.suffix, other.suffix):
             raise PruneVidError("the chat template leaves the question out; it must write the message's text")
+        self.least_tokens = len(one.prefix) + len(one.suffix)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> ChatPrompt:

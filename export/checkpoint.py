@@ -79,11 +79,21 @@ class StreamedTensor(ir.LazyTensor):
             whole = self._rows(0, count)
             step = max(1, _BLOCK // count)
             for start in range(0, whole.shape[1], step):
-                yield np.ascontiguousarray(whole[:, start : start + step].T, dtype=dtype)
+                yield self._convert(whole[:, start : start + step].T, dtype)
             return
         step = max(1, _BLOCK // max(1, math.prod(self._stored_shape[1:])))
         for start in range(0, count, step):
-            yield np.ascontiguousarray(self._rows(start, min(count, start + step)), dtype=dtype)
+            yield self._convert(self._rows(start, min(count, start + step)), dtype)
+
+    def _convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Values in the given type. Raises PruneVidError where one of them is no finite number, or is none in it."""
+        with np.errstate(over="ignore"):
+            converted = np.ascontiguousarray(values, dtype=dtype)
+        if not np.isfinite(converted).all():
+            if np.isfinite(np.asarray(values, np.float64)).all():
+                raise PruneVidError(f"the tensor {self.name} has values beyond {dtype}: export with --precision fp32")
+            raise PruneVidError(f"the tensor {self.name} has values that are no numbers: the checkpoint is damaged")
+        return converted
 
     def _load(self) -> ir.Tensor:
         return ir.Tensor(np.concatenate(list(self.blocks())), name=self.name)

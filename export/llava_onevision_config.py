@@ -34,7 +34,7 @@ TOWER = "siglip_vision_model"
 # Rotary embeddings whose frequencies do not depend on the length of the text.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-_ACTIVATIONS = one_of("gelu", "gelu_pytorch_tanh", "gelu_new", "quick_gelu", "relu", "silu")
+_ACTIVATIONS = one_of("gelu", "gelu_pytorch_tanh", "quick_gelu", "silu")
 _LAYERS = 512
 _TOKEN = whole(0, (1 << 22) - 1)
 _POSITIONS = whole(1, 1 << 24)
@@ -188,10 +188,9 @@ def check_built(config: Any, where: str) -> None:
     layers = vision.num_hidden_layers
     chosen = config.vision_feature_layer
     for layer in chosen if isinstance(chosen, list) else [chosen]:
-        if not -layers - 1 <= layer <= layers:
-            raise refuse(
-                where, "vision_feature_layer", layer, f"from {-layers - 1} to {layers}, as the tower has layers"
-            )
+        if not 1 <= abs(layer) <= layers:
+            allowed = f"1 to {layers}, the tower's layers, or from behind -1 to -{layers}"
+            raise refuse(where, "vision_feature_layer", layer, allowed)
     if config.video_token_id >= text_config.vocab_size:
         raise refuse(
             where, "video_token_index", config.video_token_id, f"below text_config.vocab_size {text_config.vocab_size}"

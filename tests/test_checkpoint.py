@@ -290,6 +290,210 @@ def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
     one_line(error)
 
 
+# --- what is there that should not be ----------------------------------------------------------------------
+
+UNUSED = llava_onevision.UNUSED
+
+
+def read_model(folder: Path, saved: dict[str, torch.Tensor], model: Any) -> SafetensorsWeights:
+    """A tiny model's weights, read as an export reads them."""
+    save_file(saved, folder / "model.safetensors")
+    shapes = llava_onevision.tensor_shapes(model)
+    weights = SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.RENAMES)
+    weights.refuse_unused(UNUSED)
+    return weights
+
+
+def saved_as(model: Any, style: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    return {style(name): value.detach().clone() for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_tower.vision_model.post_layernorm.weight",
+        "vision_tower.vision_model.head.attention.in_proj_weight",
+        "vision_tower.vision_model.embeddings.position_ids",
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.language_model.layers.5.self_attn.rotary_emb.inv_freq",
+        "language_model.model.rotary_emb.inv_freq",
+    ],
+)
+def test_what_the_family_declares_unused_is_no_reason_to_refuse(
+    tiny_model: Callable[[str], Any], tmp_path: Path, name: str
+) -> None:
+    model = tiny_model("qwen2")
+    saved = saved_as(model, transformers_4_45)
+    saved[name] = torch.arange(4) if "position_ids" in name else torch.ones(4)
+    read_model(tmp_path, saved, model)
+
+
+@pytest.mark.parametrize("style", [transformers_5, transformers_4_45])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "LoRA adapter"),
+        ("base_model.model.language_model.model.layers.0.self_attn.v_proj.lora_B.weight", "LoRA adapter"),
+        ("language_model.base_model.model.model.layers.0.mlp.up_proj.weight", "LoRA adapter"),
+        ("language_model.model.layers.0.self_attn.q_proj.base_layer.weight", "LoRA adapter"),
+        ("language_model.model.layers.0.mlp.up_proj.weight_scale", "quantization"),
+        ("language_model.model.layers.0.mlp.up_proj.qzeros", "quantization"),
+        ("language_model.model.layers.0.self_attn.q_proj.weight.absmax", "quantization"),
+        ("language_model.model.layers.6.input_layernorm.weight", "no use for 1 tensors"),
+        ("vision_tower.vision_model.encoder.layers.2.mlp.fc1.bias", "no use for 1 tensors"),
+        ("vision_tower_2.vision_model.embeddings.patch_embedding.weight", "no use for 1 tensors"),
+        ("language_model.model.layers.0.self_attn.o_proj.bias", "no use for 1 tensors"),
+        ("language_model.model.layers.0.self_attn.q_norm.weight", "no use for 1 tensors"),
+        ("multi_modal_projector.linear_3.weight", "no use for 1 tensors"),
+        ("audio_tower.conv.weight", "no use for 1 tensors"),
+        ("lm_head.bias", "no use for 1 tensors"),
+        ("mask_tokens", "no use for 1 tensors"),
+    ],
+)
+def test_any_other_tensor_is_refused_by_name(
+    tiny_model: Callable[[str], Any], tmp_path: Path, style: Callable[[str], str], name: str, message: str
+) -> None:
+    model = tiny_model("qwen2")
+    saved = saved_as(model, style)
+    read_model(tmp_path, saved, model)
+    with pytest.raises(PruneVidError, match=message) as error:
+        read_model(tmp_path, saved | {name: torch.ones(4)}, model)
+    assert name in one_line(error)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_the_weights_is_refused_by_name(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"{}")
+    with pytest.raises(PruneVidError, match=rf"{re.escape(name)} is a LoRA adapter .* merge it") as error:
+        read(folder)
+    one_line(error)
+
+
+def test_two_layouts_at_once_are_refused(tiny_model: Callable[[str], Any], tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    saved = saved_as(model, transformers_5) | saved_as(model, transformers_4_45)
+    with pytest.raises(PruneVidError, match="twice: as '.*' in model.safetensors and as '.*' in") as error:
+        read_model(tmp_path, saved, model)
+    one_line(error)
+
+
+def shards(folder: Path, files: dict[str, list[str]], weight_map: dict[str, str]) -> None:
+    for file, names in files.items():
+        save_file({name: tensors()[name] for name in names}, folder / file)
+    write_index(folder, json.dumps({"weight_map": weight_map}))
+
+
+ONE, TWO = "model-1.safetensors", "model-2.safetensors"
+LISTED = {"a.weight": ONE, "a.bias": ONE, "b.weight": TWO}
+
+
+def test_shards_must_hold_what_the_index_says(tmp_path: Path) -> None:
+    shards(tmp_path, {ONE: ["a.weight", "a.bias"], TWO: ["b.weight"]}, LISTED)
+    read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "weight_map", "message"),
+    [
+        ({ONE: ["a.weight", "a.bias"], TWO: ["b.weight", "a.bias"]}, LISTED, "'a.bias' twice: .*model-1.*model-2"),
+        ({ONE: ["a.weight"], TWO: ["b.weight", "a.bias"]}, LISTED, "'a.bias' in a file that does not hold it"),
+        ({ONE: ["a.weight", "a.bias"], TWO: ["b.weight"]}, LISTED | {"c": TWO}, "'c' in a file that does not hold it"),
+        ({ONE: ["a.weight", "a.bias"], TWO: ["b.weight"]}, {"a.weight": ONE, "a.bias": ONE}, "lacks 1 of 3 tensors"),
+        ({ONE: ["a.weight", "a.bias"]}, LISTED | {"b.weight": None}, "names the file None"),
+    ],
+)
+def test_shards_that_contradict_the_index_are_refused(
+    tmp_path: Path, files: dict[str, list[str]], weight_map: dict[str, str], message: str
+) -> None:
+    shards(tmp_path, files, weight_map)
+    with pytest.raises(PruneVidError, match=message) as error:
+        read(tmp_path)
+    one_line(error)
+
+
+def two_tensors(first: tuple[int, int], second: tuple[int, int]) -> bytes:
+    header = {
+        name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+        for name, (begin, end) in (("a", first), ("b", second))
+    }
+    return json.dumps(header).encode()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "size"),
+    [
+        ((0, 48), (40, 88), 88),
+        ((0, 48), (0, 48), 48),
+        ((0, 48), (56, 96), 96),
+        ((8, 48), (48, 96), 96),
+        ((0, 48), (48, 88), 96),
+    ],
+    ids=["overlap", "same", "gap", "gap-first", "behind"],
+)
+def test_tensors_that_overlap_and_bytes_of_none_are_refused(
+    tmp_path: Path, first: tuple[int, int], second: tuple[int, int], size: int
+) -> None:
+    write_header(tmp_path / "model.safetensors", two_tensors((0, 48), (48, 96)))
+    read(tmp_path, {"a": (12,), "b": (12,)})
+    write_header(tmp_path / "model.safetensors", two_tensors(first, second), bytes(size))
+    shapes = {"a": ((first[1] - first[0]) // 4,), "b": ((second[1] - second[0]) // 4,)}
+    with pytest.raises(PruneVidError, match="truncated or damaged") as error:
+        read(tmp_path, shapes)
+    one_line(error)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    one = entry()[1:-1]
+    write_header(tmp_path / "model.safetensors", b"{" + one + b"," + one + b"}")
+    with pytest.raises(PruneVidError, match="truncated or damaged"):
+        read(tmp_path, {"a.weight": (6, 4)})
+
+
+@pytest.mark.parametrize(
+    ("value", "given", "message"),
+    [
+        (float("nan"), ir.DataType.FLOAT, "no numbers: the checkpoint is damaged"),
+        (float("-inf"), ir.DataType.FLOAT16, "no numbers: the checkpoint is damaged"),
+        (1e5, ir.DataType.FLOAT16, "beyond float16: export with --precision fp32"),
+    ],
+)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_values_that_cannot_be_written_are_refused_by_name(
+    tmp_path: Path, value: float, given: ir.DataType, message: str, transpose: bool
+) -> None:
+    saved = tensors(torch.bfloat16)
+    saved["a.weight"][3, 2] = value
+    save_file(saved, tmp_path / "model.safetensors")
+    weights = SafetensorsWeights(tmp_path, given, SHAPES)
+    with pytest.raises(PruneVidError, match=f"a.weight has values .*{message}"):
+        list(weights.tensor("a.weight", transpose=transpose).blocks())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "cannot read .*model.safetensors: it is a folder"),
+        (lambda path: path.symlink_to("gone"), "cannot read .*: it is a link to a file that is not there"),
+    ],
+)
+def test_weights_that_are_no_file_are_refused(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+    make(tmp_path / "model.safetensors")
+    with pytest.raises(PruneVidError, match=message) as error:
+        read(tmp_path)
+    one_line(error)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed(folder: Path) -> None:
+    weights = read(folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(PruneVidError, match="became shorter"):
+        [weights.tensor(name).numpy() for name in SHAPES]
+    file.unlink()
+    with pytest.raises(PruneVidError, match="cannot read .*No such file"):
+        weights.tensor("a.weight").numpy()
+
+
 # --- random weights ----------------------------------------------------------------------------------------
 
 RANDOM = {"x.weight": (150, 5), "y.weight": (150, 5), "x.bias": (9,), "x_norm.weight": (5,), "newline": (7,)}

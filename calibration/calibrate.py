@@ -37,6 +37,7 @@ from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.quantization import Quantization, QuantizedGraph
 from prunevid.runtime.pipeline import load
+from prunevid.runtime.preprocess import resizer
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.video import read_frames
 
@@ -166,9 +167,11 @@ def readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -
     """The videos that can be read; the others are told of. Raises PruneVidError where they are too many."""
     progress.step("reading the videos", len(videos))
 
+    shrink = resizer(bundle.manifest.preprocessing)
+
     def read(path: Path) -> None:
         progress.advance()
-        read_frames(path, bundle.manifest.frames)
+        read_frames(path, bundle.manifest.frames, shrink)
 
     return leave_out_unreadable(videos, read, progress.tell)
 

@@ -10,7 +10,7 @@ from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.trials import Candidate, Trials
 from prunevid.calibration.workspace import Workspace
 from prunevid.runtime.answer import Timings
-from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.preprocess import preprocess, resizer
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.video import read_frames
@@ -55,7 +55,8 @@ def _round(trials: Trials, chosen: Sequence[Candidate], video: AskedVideo) -> tu
     pipeline = trials.pipeline(chosen[0].bundle)
     chain, opening = pipeline.chain, Timings(pipeline.chain.now)
     with opening.stage("vision"):
-        frames = read_frames(video.path, pipeline.bundle.manifest.frames).frames
+        shrink = resizer(pipeline.preprocessing)
+        frames = read_frames(video.path, pipeline.bundle.manifest.frames, shrink).frames
         features = chain.encode(preprocess(frames, pipeline.preprocessing))
     found = {}
     for candidate in chosen:

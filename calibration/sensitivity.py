@@ -21,7 +21,7 @@ from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline, resolve_prune
-from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.preprocess import preprocess, resizer
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.video import read_frames
@@ -116,8 +116,9 @@ class _Panel:
         self._prune = resolve_prune(manifest.prune, True)
         self._videos = videos[:_VIDEOS]
         pipeline = self._backend.pipeline()
+        shrink = resizer(manifest.preprocessing)
         self._pixels = [
-            preprocess(read_frames(video.path, manifest.frames).frames, manifest.preprocessing)
+            preprocess(read_frames(video.path, manifest.frames, shrink).frames, manifest.preprocessing)
             for video in self._videos
         ]
         self._tokens = [self._encode(pipeline, pixels) for pixels in self._pixels]

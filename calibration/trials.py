@@ -17,7 +17,7 @@ from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts, prefill_cost
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.pipeline import Pipeline, load
-from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.preprocess import preprocess, resizer
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.video import read_frames
@@ -142,7 +142,8 @@ class Trials:
         file = self._workspace.folder / f"features-{name}.npy"
         if not file.exists():
             pipeline = self.pipeline(self.loaded)
-            frames = read_frames(video.path, pipeline.bundle.manifest.frames).frames
+            shrink = resizer(pipeline.preprocessing)
+            frames = read_frames(video.path, pipeline.bundle.manifest.frames, shrink).frames
             encoded = pipeline.chain.encode(preprocess(frames, pipeline.preprocessing))
             save_array(file, np.asarray(encoded))
         found: np.ndarray = np.load(file)

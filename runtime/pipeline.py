@@ -14,7 +14,7 @@ from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
 from prunevid.runtime.backend import choose_backend
 from prunevid.runtime.chain import Chain
-from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.preprocess import preprocess, resizer
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
@@ -68,7 +68,8 @@ class Pipeline:
         settings = resolve_prune(self.bundle.manifest.prune, prune)
         timings = Timings(self.chain.now)
         with timings.stage("video"):
-            sampled = read_frames(video, self.bundle.manifest.frames if frames is None else frames)
+            count = self.bundle.manifest.frames if frames is None else frames
+            sampled = read_frames(video, count, resizer(self.preprocessing))
         with timings.stage("preprocess"):
             pixel_values = preprocess(sampled.frames, self.preprocessing)
         if settings is None or merge_apart:

@@ -3,6 +3,9 @@ does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -10,7 +13,7 @@ from PIL import Image
 from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
 
-__all__ = ["preprocess", "resize"]
+__all__ = ["preprocess", "resize", "resizer"]
 
 # Of a frame that is resized, at a time.
 _BLOCK_PIXELS = 2**20
@@ -57,6 +60,11 @@ def resize(frame: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
         block = np.ascontiguousarray(frame[top : top + rows])
         narrow[top : top + rows] = np.asarray(Image.fromarray(block).resize((size, len(block)), filter_))
     return np.asarray(Image.fromarray(narrow).resize((size, size), filter_))
+
+
+def resizer(preprocessing: Preprocessing) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+    """`resize` with these settings, to shrink frames as they are read."""
+    return partial(resize, preprocessing=preprocessing)
 
 
 def _values_of_levels(preprocessing: Preprocessing) -> NDArray[np.float32]:

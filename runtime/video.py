@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_file import read_video_file
+from prunevid.runtime.video_file import SCAN_LIMIT_BYTES, read_video_file
 from prunevid.runtime.video_frames import (
     MAX_FRAME_PIXELS,
     MAX_SIDE,
     MAX_TOTAL_PIXELS,
     FrameStack,
     SampledFrames,
+    Shrink,
     check_dimensions,
     sample_indices,
 )
+from prunevid.runtime.video_pictures import read_animation, read_folder, read_picture, sniff_picture
 
 __all__ = [
     "MAX_FRAME_PIXELS",
@@ -31,18 +33,33 @@ __all__ = [
     "sample_indices",
 ]
 
-_IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+# What looks like the address of a stream or device; of those without a slash, what ffmpeg would take for one.
+_ADDRESS = re.compile(
+    r"([a-z][a-z0-9+.-]+):/"
+    r"|(async|avfoundation|bluray|cache|concatf?|crypto|data|dshow|fd|file|gdigrab|hls|https?|ipfs|ipns|lavfi|pipe"
+    r"|rt[ms]?p[a-z]*|s?ftp|srtp?|subfile|tcp|tls|udp|udplite|unix|v4l2|video4linux2|x11grab):",
+    re.IGNORECASE,
+)
 
 
-def read_frames(source: str | os.PathLike[str] | NDArray[np.uint8], count: int) -> SampledFrames:
+def read_frames(
+    source: str | os.PathLike[str] | NDArray[np.uint8],
+    count: int,
+    shrink: Shrink | None = None,
+    scan_limit: int = SCAN_LIMIT_BYTES,
+) -> SampledFrames:
     """Samples `count` frames uniformly over a video, first and last included; all of them where it has fewer.
 
+    What a file is, is told by its content, not by its name.
+
     Args:
-        source: A video file; a folder of images (JPEG, PNG, BMP, WebP) in the natural order of their names,
+        source: A video file; a folder of images (JPEG, PNG, BMP, WebP, TIFF) in the natural order of their names,
             frame2 before frame10; one image; or RGB frames, uint8 [T, H, W, 3]. An array that need not be
-            subsampled is used as it is, without a copy.
+            subsampled or shrunk is used as it is, without a copy.
         count: How many frames, at least 1.
+        shrink: What is kept of every frame as it is read, such as `prunevid.runtime.preprocess.resizer` makes it;
+            by default all of it.
+        scan_limit: See `read_video_file`.
 
     Raises:
         PruneVidError: The source is missing or no video, has no frames or none that can be decoded, or
@@ -51,25 +68,63 @@ def read_frames(source: str | os.PathLike[str] | NDArray[np.uint8], count: int) 
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise PruneVidError(f"the number of frames to read must be an integer of at least 1, not {count!r}")
     if isinstance(source, np.ndarray):
-        return _from_array(source, int(count))
+        return _from_array(source, int(count), shrink)
     if not isinstance(source, (str, os.PathLike)):
         raise PruneVidError(f"a video must be a path or a uint8 array [T, H, W, 3], not a {type(source).__name__}")
-    path = Path(source)
+    path = _existing(os.fsdecode(source))
     try:
         if path.is_dir():
-            return _from_images(_images_in(path), path, int(count))
+            return read_folder(path, int(count), shrink)
+        kind = sniff_picture(path)
+        if kind == "picture":
+            return read_picture(path, shrink)
+        if kind == "animation":
+            return read_animation(path, int(count), shrink)
+        return read_video_file(path, int(count), scan_limit, shrink)
+    except OSError as error:
+        raise PruneVidError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _existing(name: str) -> Path:
+    """The file or folder of this name.
+
+    Raises:
+        PruneVidError: There is none, it is neither a file nor a folder, or the name is an address.
+    """
+    address = _ADDRESS.match(name)
+    if address and "://" in name[: address.end() + 1]:
+        raise PruneVidError(_no_address(address))
+    path = Path(name)
+    try:
+        if not name:
+            raise PruneVidError("the path of the video is empty; give a video file or a folder of images")
         if not path.exists():
+            if address:
+                raise PruneVidError(_no_address(address))
             raise PruneVidError(f"{path}: there is no such file or folder; check the path of the video")
+        mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # a name too long, or with a null character in it
-        raise PruneVidError(f"{str(source)[:200]!r} cannot be opened as a video: {error}") from error
-    if not path.is_file():
-        raise PruneVidError(f"{path}: neither a file nor a folder; give a video file or a folder of images")
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
-        return _from_images([path], path, int(count))
-    return read_video_file(path, int(count))
+        raise PruneVidError(f"{name[:200]!r} cannot be opened as a video: {error}"[:500]) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise PruneVidError(
+            f"{path}: neither a file nor a folder, but a device, pipe or socket; streams are not files, give a video "
+            "file or a folder of images"
+        )
+    return path
 
 
-def _from_array(array: NDArray[np.uint8], count: int) -> SampledFrames:
+def _no_address(address: re.Match[str]) -> str:
+    # An address may hold a password: only its beginning is repeated.
+    scheme = address[1] or address[2]
+    if scheme.lower() == "file":
+        return f"'{scheme}:' begins an address, not a path; give the path of the video itself"
+    return f"'{scheme}:' begins the address of a stream, and streams are not files; give a file or a folder of images"
+
+
+def _from_array(array: NDArray[np.uint8], count: int, shrink: Shrink | None) -> SampledFrames:
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise PruneVidError("a video array must not have masked pixels; fill them in first")
+    array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
         raise PruneVidError(
             f"a video array must be RGB, uint8 of shape [T, H, W, 3], not {array.dtype} {list(array.shape)}"
@@ -78,55 +133,11 @@ def _from_array(array: NDArray[np.uint8], count: int) -> SampledFrames:
         raise PruneVidError("the video array has no frames: its first axis is 0")
     check_dimensions(array.shape[2], array.shape[1], "video array")
     indices = sample_indices(len(array), count)
-    frames = array if len(indices) == len(array) else array[indices]
-    return SampledFrames(np.ascontiguousarray(frames), indices.astype(np.float64), 0, "array")
-
-
-def _images_in(folder: Path) -> list[Path]:
-    images = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
-    images = [path for path in images if not path.name.startswith(".")]
-    if not images:
-        raise PruneVidError(f"{folder}: no images in this folder (JPEG, PNG, BMP or WebP); give a folder of frames")
-    return sorted(images, key=_natural_order)
-
-
-def _natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
-    parts = re.split(r"([0-9]+)", path.name.lower())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
-
-
-def _from_images(images: list[Path], source: Path, count: int) -> SampledFrames:
-    """Reads the sampled images only; a damaged one gives way to the next whole one before the next sample."""
-    indices = sample_indices(len(images), count).tolist()
-    stack = FrameStack(str(source), len(indices))
-    damaged = 0
-    for index, end in zip(indices, [*indices[1:], len(images)], strict=True):
-        for position in range(index, end):
-            image = _read_image(images[position])
-            if image is None:
-                damaged += 1
-                continue
-            if stack.size is not None and image.shape[:2] != stack.size:
-                raise PruneVidError(
-                    f"{images[position]}: {image.shape[1]} x {image.shape[0]} pixels, but the frames before "
-                    f"it have {stack.size[1]} x {stack.size[0]}; the frames of a video must have one size"
-                )
-            stack.add(image, float(position))
-            break
-    if not len(stack):
-        raise PruneVidError(f"{source}: all {damaged} images are damaged; record or copy them again")
-    return stack.finish(damaged, decoded=len(stack))
-
-
-def _read_image(path: Path) -> NDArray[np.uint8] | None:
-    """An image as RGB, uint8 [H, W, 3], upright; None where it is damaged."""
-    try:
-        with Image.open(path, formats=_IMAGE_FORMATS) as image:
-            check_dimensions(image.width, image.height, str(path))
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except PermissionError as error:
-        raise PruneVidError(f"{path}: no permission to read this file") from error
-    except Image.DecompressionBombError as error:
-        raise PruneVidError(f"{path}: the image claims absurd dimensions ({error})") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files
-        return None
+    stamps = indices.astype(np.float64)
+    if shrink is None:
+        frames = array if len(indices) == len(array) else array[indices]
+        return SampledFrames(np.ascontiguousarray(frames), stamps, 0, "array")
+    stack = FrameStack("array", len(indices), shrink)
+    for index in indices.tolist():
+        stack.add(array[index], float(index))
+    return stack.finish(0, decoded=0)

@@ -6,8 +6,10 @@ decoder is told how large a frame may become.
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +21,7 @@ import av.error
 from prunevid.errors import PruneVidError
 from prunevid.runtime.video_frames import MAX_FRAME_PIXELS, check_dimensions
 
-__all__ = ["OpenVideo", "choose_stream", "open_video", "packets_of", "seconds_of"]
+__all__ = ["LARGE_FRAME_PIXELS", "OpenVideo", "choose_stream", "open_video", "packets_of", "seconds_of"]
 
 # Containers and raw streams only. ffmpeg would also open playlists, which name other files and addresses, and
 # would show a plain text file as a film of text.
@@ -32,10 +34,12 @@ _OPEN_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 _MAX_DEMUX_ERRORS = 100
 # Read to find out which of several tracks move.
 _PEEK_BYTES = 64 * 2**20
-# Decoding frames in parallel keeps one for every thread; larger frames than this many pixels are decoded one by one.
-_PARALLEL_PIXELS = 2**24
 # Titles need not be UTF-8. From PyAV 19 on that is never an error, and there is no such option.
 _TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+LARGE_FRAME_PIXELS = 2**24
+"""Frames of more pixels are handled one by one: decoding in parallel keeps one for every thread."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,25 @@ def open_video(path: Path, index: int) -> OpenVideo:
 def _open(path: Path) -> Any:
     try:
         # A name may look like a protocol ("concat:..."); an absolute path never does.
-        name = str(path.resolve())
-        return av.open(name, mode="r", container_options=dict(_OPEN_OPTIONS), **_TOLERANT)
+        return _open_name(str(path.resolve()))
     except av.error.PermissionError as error:
         raise PruneVidError(f"{path}: no permission to read this file") from error
     except (av.error.FFmpegError, ValueError) as error:  # the latter of names that are not Unicode
         if path.stat().st_size == 0:
             raise PruneVidError(f"{path}: the file is empty") from error
+        # FFmpeg goes by the name too, where it is not quite sure of the content.
+        with tempfile.TemporaryDirectory() as folder, suppress(av.error.FFmpegError, OSError, ValueError):
+            nameless = Path(folder, "video")
+            nameless.symlink_to(path.resolve())
+            return _open_name(str(nameless))
         raise PruneVidError(
             f"{path}: this is not a video that can be read: another kind of file, or one cut off in its "
             "header; give a video file such as MP4, MKV, WebM, AVI or TS"
         ) from error
+
+
+def _open_name(name: str) -> Any:
+    return av.open(name, mode="r", container_options=dict(_OPEN_OPTIONS), **_TOLERANT)
 
 
 def _prepare(stream: Any, path: Path) -> tuple[Any, Fraction]:
@@ -107,7 +119,7 @@ def _prepare(stream: Any, path: Path) -> tuple[Any, Fraction]:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width and height:  # else unknown before the first frame is decoded
         check_dimensions(width, height, str(path))
-    stream.thread_type = "AUTO" if width * height <= _PARALLEL_PIXELS else "SLICE"
+    stream.thread_type = "AUTO" if width * height <= LARGE_FRAME_PIXELS else "SLICE"
     # Dimensions may change in the middle of a file, after they were checked.
     stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     return stream, Fraction(stream.time_base.numerator, stream.time_base.denominator)

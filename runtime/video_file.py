@@ -9,6 +9,7 @@ file and count. Damaged frames are skipped and counted.
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_container import OpenVideo, choose_stream, open_video
+from prunevid.runtime.video_container import LARGE_FRAME_PIXELS, OpenVideo, choose_stream, open_video
 from prunevid.runtime.video_frames import FrameStack, SampledFrames, Shrink, check_dimensions, sample_indices
-from prunevid.runtime.video_orientation import orientation_of_matrix
+from prunevid.runtime.video_orientation import UPRIGHT, Orientation, orientation_of_matrix
 from prunevid.runtime.video_targets import (
     Targets,
     UnusableTimestampsError,
@@ -109,7 +110,7 @@ def _read_targets(path: Path, index: int, targets: Targets, shrink: Shrink | Non
         _UnexpectedFrameError: Other frames came, and no damage explains it.
         UnusableTimestampsError: Frames come without timestamps, or out of order.
     """
-    frames, statistics = FrameStack(str(path), len(targets.pts), shrink), _Statistics()
+    frames, statistics, picture = FrameStack(str(path), len(targets.pts), shrink), _Statistics(), _Pictures(path)
     missed = 0
     with open_video(path, index) as video, open_video(path, index) as searched:
         seeker = _Seeker(video, searched, targets, statistics)
@@ -124,7 +125,7 @@ def _read_targets(path: Path, index: int, targets: Targets, shrink: Shrink | Non
             if frame is None or (last is not None and frame.pts <= last):
                 continue
             last = frame.pts
-            frames.add(_image(frame, path, frames.size), float((last - targets.pts[0]) * video.time_base))
+            frames.add(picture(frame, frames.size), float((last - targets.pts[0]) * video.time_base))
         if not targets.listed and len(targets.pts) > 1 and seeker.goes_on():
             raise _UnexpectedFrameError
     return _finish(frames, path, statistics, missed)
@@ -137,13 +138,13 @@ def _read_in_order(path: Path, index: int, count: int, shrink: Shrink | None) ->
         time_base = video.time_base
     wanted = set(sample_indices(len(stamps), count).tolist()) if stamps else set()
     clocked = None not in stamps and all(a < b for a, b in zip(stamps, stamps[1:], strict=False))
-    frames, statistics = FrameStack(str(path), len(wanted), shrink), _Statistics()
+    frames, statistics, picture = FrameStack(str(path), len(wanted), shrink), _Statistics(), _Pictures(path)
     with open_video(path, index) as video:
         rate = video.stream.guessed_rate or video.stream.average_rate or _FALLBACK_RATE
         for rank, frame in enumerate(_decode(video, statistics)):
             if rank in wanted:
                 seconds = (stamps[rank] - stamps[0]) * time_base if clocked else rank / rate
-                frames.add(_image(frame, path, frames.size), float(seconds))
+                frames.add(picture(frame, frames.size), float(seconds))
     return _finish(frames, path, statistics)
 
 
@@ -305,21 +306,42 @@ def _judged(ahead: deque[Any]) -> tuple[Any, bool]:
     return packet, packet.is_corrupt and not at_joint
 
 
-def _image(frame: Any, path: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """A decoded frame as RGB, uint8 [H, W, 3], turned as its metadata says; resized to `size` if given."""
-    check_dimensions(frame.width, frame.height, str(path))
-    try:
-        image = _rgb(frame)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise PruneVidError(
-            f"{path}: frames of pixel format {frame.format.name} cannot be converted to RGB; convert the video to H.264"
-        ) from error
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is not None:
-        image = orientation_of_matrix(np.frombuffer(matrix, np.int32).tolist(), str(path)).apply(image)
-    if size is not None and image.shape[:2] != size:  # the resolution changes in the middle of the video
-        image = np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-    return image
+class _Pictures:
+    """Makes of decoded frames what is seen: RGB, as the file's metadata turns and mirrors it, all of one size."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._orientations: dict[int, Orientation] = {}
+
+    def __call__(self, frame: Any, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+        """A frame as uint8 [H, W, 3], resized to `size` (height and width) if that is given."""
+        check_dimensions(frame.width, frame.height, str(self._path))
+        orientation = self._orientation(frame)
+        try:
+            image = _rgb(frame)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise PruneVidError(
+                f"{self._path}: frames of pixel format {frame.format.name} cannot be converted to RGB; convert the "
+                "video to H.264"
+            ) from error
+        image = orientation.apply(image)
+        if size is not None and image.shape[:2] != size:  # the resolution changes in the middle of the video
+            image = np.asarray(
+                Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            )
+        return image
+
+    def _orientation(self, frame: Any) -> Orientation:
+        # A frame whose side data was looked at refers to itself and is not freed before the next collection: look
+        # once for every angle, and collect where that is worth its time.
+        if frame.width * frame.height > LARGE_FRAME_PIXELS:
+            gc.collect()
+        if frame.rotation not in self._orientations:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            numbers = [] if matrix is None else np.frombuffer(matrix, np.int32).tolist()
+            found = orientation_of_matrix(numbers, str(self._path)) if numbers else UPRIGHT
+            self._orientations[frame.rotation] = found
+        return self._orientations[frame.rotation]
 
 
 def _rgb(frame: Any) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import av.error
 import numpy as np
 from numpy.typing import NDArray
 
@@ -102,7 +103,7 @@ def targets_by_rate(video: OpenVideo, count: int) -> Targets | None:
     last = first
     try:
         video.container.seek(first + int(seconds / video.time_base), stream=video.stream)
-    except OSError:  # what FFmpeg's errors are
+    except av.error.FFmpegError:
         return None
     decoding = None
     for packet in video.packets():

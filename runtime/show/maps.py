@@ -134,15 +134,17 @@ def observe(
     # Before the video is read: a question that cannot be asked should not cost its encoding.
     pipeline.prompt.encode(question)
     manifest = pipeline.bundle.manifest
-    sampled = read_frames(video, manifest.frames if frames is None else frames)
-    session = pipeline.open(sampled.frames, frames=len(sampled.frames), prune=prune)
+    count = manifest.frames if frames is None else frames
+    # The model and the eye want frames of different sizes; to keep whole ones for both could take gigabytes.
+    session = pipeline.open(video, frames=count, prune=prune)
+    sampled = read_frames(video, count, lambda frame: display_frames(frame[None])[0])
     scores, kept = session.attend(question)
     answer = session.ask(question, SamplingConfig(max_new_tokens=_ANSWER_TOKENS))
     names = [manifest.model.name + (" with random weights" if manifest.model.random_weights else "")]
     if not isinstance(video, np.ndarray):
         names.insert(0, Path(video).name)
     return map_tokens(
-        display_frames(sampled.frames),
+        sampled.frames,
         session.video.patch_to_token,
         session.video.frame_segment,
         scores,
@@ -161,4 +163,5 @@ def display_frames(frames: np.ndarray) -> np.ndarray:
     """
     aspect = min(max(frames.shape[2] / frames.shape[1], _TALLEST), _WIDEST)
     size = (round(_DISPLAY_SIDE * min(1, aspect)), round(_DISPLAY_SIDE / max(1, aspect)))
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+    pictures = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
+    return np.stack([np.asarray(picture.resize(size, Image.Resampling.LANCZOS)) for picture in pictures])

@@ -67,10 +67,15 @@ class Chain:
         self.dtype = np.dtype(table.dtype)
         # Mapped, not read: a prompt looks up a few hundred of some 150,000 rows.
         self._table = np.memmap(bundle.file(table.file), self.dtype, "r", shape=(table.rows, table.columns))
-        model = self.manifest.model
-        shape, size = ("frames", model.tokens_per_frame, model.decoder.hidden_size), self.manifest.preprocessing.size
-        self._features = Slot("a video", "features", self.dtype, shape)
+        model, size = self.manifest.model, self.manifest.preprocessing.size
+        channels = model.decoder.hidden_size
+        # What comes from outside, and must be what the graphs take.
         self._pixels = Slot("a video", "pixel_values", np.dtype(np.float32), ("frames", 3, size, size))
+        self._features = Slot("a video", "features", self.dtype, ("frames", model.tokens_per_frame, channels))
+        self._tokens = Slot("a video", "tokens", self.dtype, ("visual", channels))
+        self._group = Slot("a video", "group", np.dtype(np.int64), ("visual",))
+        self._embeds = Slot("a prompt", "embeds", self.dtype, ("rows", channels))
+        self._hidden = Slot("a prompt", "hidden", self.dtype, (1, "rows", channels))
         self.cache_dtype = np.dtype(self.manifest.cache_dtype)
         self.pre_layers = range(self.manifest.prune.prune_layer + 1)
         self.post_layers = range(self.manifest.prune.prune_layer + 1, self._shape.layers)
@@ -97,10 +102,11 @@ class Chain:
 
     def embed_prefix(self, ids: Sequence[int] | np.ndarray, video: VideoTokens) -> Array:
         """Embeddings [n, C] of all that stands before a question: text, visual tokens, image_newline."""
-        visual = int(video.tokens.shape[0])
+        tokens = self._tokens.readable(video.tokens)
+        visual = int(tokens.shape[0])
         embeds = self.memory.empty((len(ids) + visual + 1, self._shape.hidden_size), self.dtype)
         self.memory.copy(self.embed(ids), embeds[: len(ids)])
-        self.memory.copy(video.tokens, embeds[len(ids) : len(ids) + visual])
+        self.memory.copy(tokens, embeds[len(ids) : len(ids) + visual])
         self.memory.copy(self.image_newline, embeds[len(ids) + visual :])
         return embeds
 
@@ -181,6 +187,7 @@ class Chain:
         Returns hidden [1, S, C], written into ``hidden`` where that is given, and, if these rows are the question
         (``scored``), its scores, float32 of every row so far; else None.
         """
+        embeds = self._embeds.readable(embeds)
         count, channels = embeds.shape
         if hidden is None:
             hidden = self.memory.empty((1, count, channels), self.dtype)
@@ -223,6 +230,7 @@ class Chain:
 
         Returns the last row's logits, float32 [vocab].
         """
+        hidden = self._hidden.readable(hidden)
         logits = self.memory.empty((1, self._shape.vocab_size), np.dtype(np.float32))
         for start in range(0, hidden.shape[1], ROWS_AT_ONCE):
             block = hidden[:, start : start + ROWS_AT_ONCE]
@@ -253,7 +261,7 @@ class Chain:
 
         ``cache`` and ``hidden`` [1, T, C] hold all rows; the new cache has ``room`` rows left for decoding.
         """
-        group, quota = _quotas(video.group, prune)
+        group, quota = _quotas(np.asarray(self._group.readable(video.group)), prune)
         kept = int(quota.sum())
         rows = int(hidden.shape[1]) - len(group) + kept
         kept_cache = self.new_cache(self.pre_layers, rows + room)

@@ -197,6 +197,38 @@ def test_pixels_that_the_graph_does_not_take_are_refused_by_name(
             run()
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tokens": np.zeros((3, 64))}, "tokens of a video must be float32, not float64"),
+        ({"tokens": np.zeros((3, 63), np.float32)}, r"tokens of a video must have shape \[visual, 64\], not \[3, 63\]"),
+        ({"group": [0, 0, 1]}, "group of a video must be an array, not a list"),
+        ({"group": np.zeros(3)}, "group of a video must be int64, not float64"),
+    ],
+)
+def test_visual_tokens_made_by_hand_are_checked_too(
+    chain: Chain, engines: Bundle, changes: dict[str, Any], sentence: str
+) -> None:
+    plain = chain.unmerged(np.ascontiguousarray(features_of(chain)[:1]))
+    prune = chain.manifest.prune
+    video = replace(plain, **changes)
+    with pytest.raises(PruneVidError, match=sentence):
+        answer(chain, engines, video, prune=prune)
+
+
+def test_rows_of_another_shape_or_type_are_refused_by_name(chain: Chain) -> None:
+    cache = chain.new_cache(chain.pre_layers, 8)
+    for wrong in (np.zeros((2, 63), np.float32), np.zeros((2, 64)), np.zeros((1, 2, 64), np.float32)):
+        with pytest.raises(PruneVidError, match="embeds of a prompt must"):
+            chain.run_pre(wrong, cache, 0)
+        with pytest.raises(PruneVidError, match="hidden of a prompt must"):
+            chain.run_post(wrong[..., :63], chain.new_cache(chain.post_layers, 8), np.arange(2)[None])
+    with pytest.raises(PruneVidError, match="position_ids of .* must be int64, not int32"):
+        chain.run_post(
+            np.zeros((1, 2, 64), np.float32), chain.new_cache(chain.post_layers, 8), np.arange(2, dtype=np.int32)[None]
+        )
+
+
 @pytest.mark.parametrize("ids", [[-1], [10**6], [1.5], ["a"]])
 def test_ids_that_the_table_does_not_have_are_refused(chain: Chain, ids: list[Any]) -> None:
     with pytest.raises(PruneVidError, match="token ids must be whole numbers from 0 to"):

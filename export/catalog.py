@@ -66,9 +66,16 @@ def find_checkpoint(model: KnownModel, given: str | None) -> Path:
     """
     if given is None and model.hub_id is None:
         return checkpoint_of_demo()
-    if given is not None and (Path(given).exists() or given.startswith((".", "/", "~"))):
-        return _local(Path(os.path.expanduser(given)))
-    return _download(given or str(model.hub_id))
+    if given is None:
+        return _download(str(model.hub_id))
+    if not given.strip():
+        raise PruneVidError("the name of the checkpoint is empty: give a folder or a hub repository")
+    try:
+        if Path(given).exists() or given.startswith((".", "/", "~")):
+            return _local(Path(os.path.expanduser(given)))
+    except (OSError, ValueError) as error:  # names too long, null bytes
+        raise PruneVidError(f"there is no checkpoint folder at {given!r:.200}: no folder can have that name") from error
+    return _download(given)
 
 
 def _local(folder: Path) -> Path:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
 
-__all__ = ["ChatPrompt", "PromptIds", "load_tokenizer"]
+__all__ = ["ChatPrompt", "PromptIds", "load_tokenizer", "tokenizer_refusal"]
 
 _MAX_CHARACTERS_PER_TOKEN = 256
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -155,7 +155,7 @@ class ChatPrompt:
         try:
             return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
         except BaseException as error:
-            raise _refusal(error, "the tokenizer of this model cannot read this text") from error
+            raise tokenizer_refusal(error, "the tokenizer of this model cannot read this text") from error
 
     def _special_tokens(self) -> dict[int, str]:
         special = {self._video_id: self._video_token}
@@ -202,13 +202,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except BaseException as error:
-        raise _refusal(error, f"{path}: the tokenizer is damaged", "; download or export it again") from error
+        raise tokenizer_refusal(error, f"{path}: the tokenizer is damaged", "; download or export it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def _refusal(error: BaseException, what: str, remedy: str = "") -> BaseException:
+def tokenizer_refusal(error: BaseException, what: str, remedy: str = "") -> BaseException:
     """What to raise for an error out of the tokenizers library, whose panics are no Exception."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         said = " ".join(str(error).split())

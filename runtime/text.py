@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer
 
+from prunevid.chat import tokenizer_refusal
 from prunevid.errors import PruneVidError
 
 __all__ = ["StopMatcher", "StreamDecoder"]
@@ -54,7 +55,10 @@ class StreamDecoder:
         return together[len(before) :] if together.startswith(before) else None
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        try:
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+        except BaseException as error:
+            raise tokenizer_refusal(error, "the tokenizer of this model cannot read its answer back") from error
 
     def _is_byte(self, token: int) -> bool:
         piece = self._tokenizer.id_to_token(token)

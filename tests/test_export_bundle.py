@@ -503,6 +503,30 @@ def test_a_checkpoint_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     assert "no checkpoint folder" in refused(tmp_path, tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["", " ", "x" * 5000, "/" + "x" * 5000, "./a\0b"])
+def test_a_name_that_no_checkpoint_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    assert "checkpoint" in refused(tmp_path, name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_wrong_with_weights_is_found_before_any_is_written(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from prunevid.export import exporter
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("writing began")
+
+    monkeypatch.setattr(exporter, "_write", never)
+    content = (damaged / "model.safetensors").read_bytes()
+    (damaged / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json is a LoRA adapter" in refused(tmp_path, damaged, precision=precision)
+    (damaged / "adapter_config.json").unlink()
+    shutil.rmtree(tmp_path / "outputs")
+    (damaged / "model.safetensors").write_bytes(content + b"0")
+    assert "truncated or damaged" in refused(tmp_path, damaged, precision=precision)
+
+
 def test_a_checkpoint_that_the_hub_cannot_give_is_refused(tmp_path: Path) -> None:
     # Tests run without the hub, as on a machine without a network.
     assert "cannot download nobody/nothing" in refused(tmp_path, "nobody/nothing")

@@ -7,7 +7,6 @@ in memory that this process must not read. The chain treats both alike: it slice
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -74,55 +73,61 @@ class DeviceArray:
 Array = np.ndarray | DeviceArray
 
 
-@dataclass(frozen=True)
 class Slot:
-    """An input or output of a graph.
+    """An input or output of a graph, and what an array for it must be.
 
-    owner: what it is of, for messages. dtype: None for one that no array has. shape: sizes, symbols where they vary.
+    owner: what it is of, for messages. dtype: native; None for one that no array has. shape: sizes, symbols where they
+    vary. Every run passes a hundred arrays through here, so what fits is told fast.
     """
 
-    owner: str
-    name: str
-    dtype: np.dtype | None
-    shape: tuple[int | str | None, ...]
+    __slots__ = ("_fixed", "_sizes", "dtype", "name", "owner", "shape")
+
+    def __init__(self, owner: str, name: str, dtype: np.dtype | None, shape: Sequence[int | str | None]) -> None:
+        self.owner, self.name, self.dtype, self.shape = owner, name, dtype, tuple(shape)
+        self._fixed = [axis for axis, size in enumerate(self.shape) if isinstance(size, int)]
+        self._sizes = [self.shape[axis] for axis in self._fixed]
 
     def readable(self, array: Array) -> Array:
         """``array`` as a graph can read it: NumPy's become contiguous, aligned and of native byte order.
 
         They are copied where they are not. Raises PruneVidError where element type or shape are not the input's.
         """
-        if not isinstance(array, np.ndarray):
-            self._check(array)
-            return array
-        flags = array.flags
-        if array.dtype.isnative and flags.c_contiguous and flags.aligned:
-            self._check(array)
-            return array
-        native = np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
-        self._check(native)
-        return native
+        if self._fits(array):
+            if isinstance(array, DeviceArray):
+                return array
+            flags = array.flags
+            if flags.c_contiguous and flags.aligned:
+                return array
+        if isinstance(array, np.ndarray):
+            array = np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+        self._check(array)
+        return array
 
     def writable(self, array: Array) -> Array:
         """``array``, into which a graph writes in place. Raises PruneVidError where it cannot."""
         self._check(array)
-        if isinstance(array, np.ndarray):
-            flags = array.flags
-            if not (flags.c_contiguous and flags.aligned and flags.writeable):
-                raise PruneVidError(
-                    f"{self.name} of {self.owner} cannot be written into an array that is not contiguous or read-only"
-                )
+        if isinstance(array, np.ndarray) and not array.flags.carray:
+            raise PruneVidError(
+                f"{self.name} of {self.owner} cannot be written into an array that is not contiguous or read-only"
+            )
         return array
 
-    def _check(self, array: Array) -> None:
-        if not isinstance(array, (np.ndarray, DeviceArray)):
-            raise PruneVidError(f"{self.name} of {self.owner} must be an array, not a {type(array).__name__}")
-        if array.dtype != self.dtype:
-            raise PruneVidError(f"{self.name} of {self.owner} must be {self.dtype}, not {array.dtype}")
+    def _fits(self, array: Array) -> bool:
+        """Whether it is an array of this element type and shape."""
+        if not isinstance(array, (np.ndarray, DeviceArray)) or array.dtype != self.dtype:
+            return False
         shape = array.shape
-        if len(shape) != len(self.shape) or any(
-            size != wanted and isinstance(wanted, int) for size, wanted in zip(shape, self.shape, strict=True)
-        ):
-            raise PruneVidError(f"{self.name} of {self.owner} must have shape {_text(self.shape)}, not {_text(shape)}")
+        return len(shape) == len(self.shape) and [shape[axis] for axis in self._fixed] == self._sizes
+
+    def _check(self, array: Array) -> None:
+        if self._fits(array):
+            return
+        what = f"{self.name} of {self.owner} must"
+        if not isinstance(array, (np.ndarray, DeviceArray)):
+            raise PruneVidError(f"{what} be an array, not a {type(array).__name__}")
+        if array.dtype != self.dtype:
+            raise PruneVidError(f"{what} be {self.dtype}, not {array.dtype}")
+        raise PruneVidError(f"{what} have shape {_text(self.shape)}, not {_text(array.shape)}")
 
 
 class Memory(Protocol):

@@ -13,6 +13,7 @@ from prunevid.runtime import SamplingConfig
 from prunevid.runtime.backend import Backend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
+from prunevid.runtime.preprocess import preprocess
 
 Array = npt.NDArray[Any]
 
@@ -60,7 +61,16 @@ def record(bundle: Bundle, backend: Backend) -> Record:
         scores, kept = session.attend(long)
         found.scores.append(scores.copy())
         found.kept.append(kept.copy())
+    # By the graph that merges features alone, too.
+    merged = chain.merge(chain.encode(pixels_of(pipeline)), bundle.manifest.prune)
+    found.tokens.append(chain.memory.download(merged.tokens).copy())
+    found.groups.append(merged.group)
     return found
+
+
+def pixels_of(pipeline: Pipeline) -> Array:
+    """Pixel values of the video."""
+    return preprocess(FRAMES, pipeline.preprocessing)
 
 
 def assert_same(found: Record, expected: Record, apart: float = 0.0) -> None:

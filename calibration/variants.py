@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from prunevid.bundle import Bundle
+from prunevid.chat import ChatPrompt
 from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph
+from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph, open_session
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 
@@ -25,6 +26,7 @@ class VariantBackend(OrtCpuBackend):
         self._bundle = bundle
         self._options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(bundle.path))
         self.prepare(bundle)
+        self._prompt = ChatPrompt.of_bundle(bundle)
         self._loaded: dict[str, OrtGraph] = {}
         self._variant: dict[str, OrtGraph] = {}
 
@@ -46,10 +48,8 @@ class VariantBackend(OrtCpuBackend):
         """
         self._loaded.pop(name, None)
         self._variant.clear()
-        session = ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), self._options, providers=["CPUExecutionProvider"]
-        )
         file = Path(f"{name}.onnx")
+        session = open_session(file, self._options, ["CPUExecutionProvider"], ir.to_proto(model).SerializeToString())
         if watch is None:
             self._variant[name] = OrtGraph(session, file, "cpu")
         else:
@@ -59,7 +59,7 @@ class VariantBackend(OrtCpuBackend):
 
     def pipeline(self) -> Pipeline:
         """The bundle as it is now."""
-        return Pipeline(self._bundle, Chain(self._bundle, self))
+        return Pipeline(self._bundle, Chain(self._bundle, self), self._prompt)
 
 
 class _WatchedGraph(OrtGraph):
@@ -67,7 +67,7 @@ class _WatchedGraph(OrtGraph):
 
     def __init__(
         self,
-        session: ort.InferenceSession,
+        session: Any,
         file: Path,
         declared: set[str],
         watch: Callable[[Mapping[str, Array]], None],

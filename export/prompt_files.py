@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.bundle import PromptSpec
-from prunevid.chat import ChatPrompt, load_tokenizer
+from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json, read_text
 from prunevid.export.schema import Section, conform, either, list_of, optional, refuse, text, whole
+from prunevid.text.tokenizer import load_tokenizer
 
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"

@@ -6,30 +6,22 @@ one works in the other.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-import jinja2.utils
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
+from prunevid.files import reading
+from prunevid.text.process import TextProcess
 
-__all__ = ["ChatPrompt", "PromptIds", "load_tokenizer", "tokenizer_refusal"]
+__all__ = ["ChatPrompt", "PromptIds"]
 
 _MAX_CHARACTERS_PER_TOKEN = 256
-_TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -72,9 +64,10 @@ class ChatPrompt:
         special_tokens: Mapping[str, str] | None = None,
         max_question_tokens: int = 1024,
     ) -> None:
-        self.tokenizer = load_tokenizer(Path(tokenizer_file))
+        if not Path(tokenizer_file).is_file():
+            raise PruneVidError(f"{tokenizer_file}: the tokenizer is missing; download or export it again")
+        self.tokenizer = TextProcess(Path(tokenizer_file), chat_template)
         self.eos_ids = tuple(sorted({int(token) for token in eos_ids}))
-        self._template = _compile(chat_template)
         self._video_token = video_token
         self._variables = dict(special_tokens or {})
         self._add_special = special_tokens is not None
@@ -100,7 +93,8 @@ class ChatPrompt:
         spec = bundle.manifest.prompt
         path = bundle.file(spec.chat_template)
         try:
-            template = path.read_text(encoding="utf-8")
+            with reading(path):
+                template = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise PruneVidError(f"{path}: the chat template is damaged ({error}); export the bundle again") from error
         return cls(
@@ -133,11 +127,7 @@ class ChatPrompt:
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        try:
-            return self._template.render(self._variables | given)
-        # A template is a program: beside Jinja's errors it raises those of the values it handles.
-        except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
-            raise PruneVidError(f"the chat template of this model cannot be rendered: {error}") from error
+        return self.tokenizer.render(self._variables | given)
 
     def _encode(self, question: str, system: str | None) -> PromptIds:
         text = self.render(question, system)
@@ -152,10 +142,7 @@ class ChatPrompt:
         return PromptIds(np.array(ids[:split], np.int64), np.array(ids[split + 1 :], np.int64))
 
     def _ids(self, text: str, add_special: bool = False) -> list[int]:
-        try:
-            return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
-        except BaseException as error:
-            raise tokenizer_refusal(error, "the tokenizer of this model cannot read this text") from error
+        return self.tokenizer.encode(text, add_special_tokens=add_special)
 
     def _special_tokens(self) -> dict[int, str]:
         special = {self._video_id: self._video_token}
@@ -193,101 +180,3 @@ class ChatPrompt:
                     f"the {what} reads as the control token {self._special[token]!r} of this model; "
                     "write it another way"
                 )
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json as it is, but that it neither pads nor cuts. Raises PruneVidError where it cannot be used."""
-    if not path.is_file():
-        raise PruneVidError(f"{path}: the tokenizer is missing; download or export it again")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except BaseException as error:
-        raise tokenizer_refusal(error, f"{path}: the tokenizer is damaged", "; download or export it again") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def tokenizer_refusal(error: BaseException, what: str, remedy: str = "") -> BaseException:
-    """What to raise for an error out of the tokenizers library, whose panics are no Exception."""
-    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-        said = " ".join(str(error).split())
-        return PruneVidError(f"{what} ({said[:200]}){remedy}")
-    return error
-
-
-# Templates
-
-
-class _Undefined(jinja2.Undefined):
-    """A variable that nobody defines cannot be written out.
-
-    Jinja renders it as nothing, so that a template's `{{ bos_token }}` would lose its token without a word. Asking
-    whether it is defined or true is no mistake, and neither is writing a key that a message does not have: there,
-    transformers renders nothing, too.
-    """
-
-    def _nothing(self) -> None:
-        # Undefined names have no object that they are looked up in.
-        if self._undefined_obj is jinja2.utils.missing:
-            self._fail_with_undefined_error()
-
-    def __str__(self) -> str:
-        self._nothing()
-        return super().__str__()
-
-    def __iter__(self) -> Iterator[Any]:
-        self._nothing()
-        return super().__iter__()
-
-    def __len__(self) -> int:
-        self._nothing()
-        return super().__len__()
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks what the assistant says, for training; here its body is rendered as it is."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _compile(template: str) -> jinja2.Template:
-    """Compiles a chat template in the environment that transformers gives it; templates are untrusted
-    code."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=_Undefined,
-        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise PruneVidError(f"the chat template of this model is not valid: {error}") from error
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the escapes for HTML that Jinja's own filter makes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)

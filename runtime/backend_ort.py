@@ -107,10 +107,11 @@ class OrtGraph:
                 binding.bind_output(name, *_located(self._slots[name].writable(target), self._place))
         try:
             self._session.run_with_iobinding(binding)
+            values = binding.get_outputs()
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise PruneVidError(f"ONNX Runtime failed while running {self._file}: {first_line(error)}") from error
         computed: dict[str, Array] = {}
-        for (name, target), value in zip(outputs.items(), binding.get_outputs(), strict=True):
+        for (name, target), value in zip(outputs.items(), values, strict=True):
             computed[name] = self._taken(name, value) if target is None else target
         return computed
 
@@ -166,10 +167,10 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def open_session(file: Path, options: Any, providers: list[Any]) -> Any:
-    """An ONNX Runtime session of a file. Raises PruneVidError where it cannot be loaded."""
+def open_session(file: Path, options: Any, providers: list[Any], content: bytes | None = None) -> Any:
+    """An ONNX Runtime session of a file, or of other content for it. Raises PruneVidError where it cannot be loaded."""
     try:
-        return ort.InferenceSession(str(file), options, providers=providers)
+        return ort.InferenceSession(content or str(file), options, providers=providers)
     except Exception as error:  # as above
         raise PruneVidError(f"ONNX Runtime {ort.__version__} cannot load {file}: {first_line(error)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -38,17 +39,22 @@ def load(
     the bundle. Raises PruneVidError where the bundle is damaged or the backend cannot run it.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
-    return Pipeline(opened, Chain(opened, choose_backend(backend, opened, threads)))
+    # Its process starts while the graphs are loaded.
+    with ThreadPoolExecutor(1) as pool:
+        prompt = pool.submit(ChatPrompt.of_bundle, opened)
+        chain = Chain(opened, choose_backend(backend, opened, threads))
+        return Pipeline(opened, chain, prompt.result())
 
 
 class Pipeline:
     """A loaded bundle: video in, text out."""
 
-    def __init__(self, bundle: Bundle, chain: Chain) -> None:
+    def __init__(self, bundle: Bundle, chain: Chain, prompt: ChatPrompt | None = None) -> None:
+        """``prompt``: the bundle's, where it is at hand."""
         self.bundle = bundle
         self.chain = chain
         self.preprocessing = bundle.manifest.preprocessing
-        self.prompt = ChatPrompt.of_bundle(bundle)
+        self.prompt = prompt or ChatPrompt.of_bundle(bundle)
 
     def open(
         self,

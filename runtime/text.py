@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
-from tokenizers import Tokenizer
-
-from prunevid.chat import tokenizer_refusal
 from prunevid.errors import PruneVidError
 
 __all__ = ["StopMatcher", "StreamDecoder"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer, as the tokenizers library has it."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids."""
+        ...
+
+    def id_to_token(self, token: int) -> str | None:
+        """Token of an id."""
+        ...
+
+    def get_added_tokens_decoder(self) -> Mapping[int, Any]:
+        """The added tokens by id; ``special`` of each says whether it is a control token."""
+        ...
 
 
 class StreamDecoder:
@@ -55,10 +69,7 @@ class StreamDecoder:
         return together[len(before) :] if together.startswith(before) else None
 
     def _decode(self, ids: list[int]) -> str:
-        try:
-            return self._tokenizer.decode(ids, skip_special_tokens=True)
-        except BaseException as error:
-            raise tokenizer_refusal(error, "the tokenizer of this model cannot read its answer back") from error
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _is_byte(self, token: int) -> bool:
         piece = self._tokenizer.id_to_token(token)

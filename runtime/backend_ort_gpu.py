@@ -7,6 +7,9 @@ execution provider; GroupQueryAttention's types are registered in contrib_ops/cu
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -61,8 +64,8 @@ class OrtCudaBackend:
 class OrtTensorRtBackend:
     """ONNX Runtime's TensorRT execution provider for the language model, CUDA for the rest.
 
-    It builds engines when a graph runs for the first time, which takes minutes, and keeps them in the bundle's folder
-    under ``.ort-tensorrt``. Raises PruneVidError where it is missing or cannot run the bundle.
+    It builds engines when a graph runs for the first time, which takes minutes, and keeps them in the user's home
+    under ``.cache/prunevid/ort-tensorrt``. Raises PruneVidError where it is missing or cannot run the bundle.
     """
 
     name = "ort-tensorrt"
@@ -124,8 +127,20 @@ def _cuda_options(stream: int) -> dict[str, str]:
     }
 
 
+def _engine_cache(bundle: Bundle) -> Path:
+    """Where this user keeps the engines of such a bundle: not in its folder, which could bring some along."""
+    files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    try:
+        folder = Path.home() / ".cache" / "prunevid" / "ort-tensorrt" / digest[:32]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise PruneVidError(f"cannot make a folder for ONNX Runtime's engines: {error}") from error
+    return folder
+
+
 def _tensorrt_options(bundle: Bundle, name: str, stream: int) -> dict[str, str]:
-    cache = bundle.path / ".ort-tensorrt"
+    cache = _engine_cache(bundle)
     ranges = _ranges(bundle.manifest, bundle.manifest.graphs[name])
     return {
         "user_compute_stream": str(stream),

@@ -133,7 +133,7 @@ class Chain:
         """Merge features [T, N, C] into visual tokens."""
         features = self._checked(self._features, features)
         feeds = {"features": features, **self._settings(prune, len(features))}
-        return self._merged(self._merge.run(feeds, dict.fromkeys(_MERGED)))
+        return self._merged(self._merge.run(feeds, dict.fromkeys(_MERGED)), len(features))
 
     def encode_and_merge(self, pixel_values: np.ndarray, prune: PruneConfig) -> VideoTokens:
         """The visual tokens of pixel values float32 [T, 3, size, size]: the last batch of frames merges on its way.
@@ -143,7 +143,7 @@ class Chain:
         pixel_values = self._checked(self._pixels, pixel_values)
         before = (len(pixel_values) - 1) // FRAMES_AT_ONCE * FRAMES_AT_ONCE
         feeds = self._vision_feeds(pixel_values[before:], self._encode(pixel_values[:before]), prune)
-        return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)))
+        return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)), len(pixel_values))
 
     def _checked(self, slot: Slot, frames: Any) -> Any:
         """Pixel values or features as graphs read them, of one frame or more: runtimes die of a tower over none."""
@@ -156,10 +156,29 @@ class Chain:
         settings = self._settings(prune, len(past) + len(pixel_values))
         return {"pixel_values": pixel_values, "past_features": past, **settings}
 
-    def _merged(self, outputs: Mapping[str, Array]) -> VideoTokens:
+    def _merged(self, outputs: Mapping[str, Array], frames: int) -> VideoTokens:
         # How many tokens there are is known only now; what is small and decides about more comes to the host.
         tokens, *small = (outputs[name] for name in _MERGED)
-        return VideoTokens(tokens, *map(self.memory.download, small))
+        video = VideoTokens(tokens, *map(self.memory.download, small))
+        self._check_merged(video, frames)
+        return video
+
+    def _check_merged(self, video: VideoTokens, frames: int) -> None:
+        """Raise PruneVidError where a graph's merge is none: sizes of more arrays follow from it, and rows of others.
+
+        Runtimes hold no output against the shape that is declared for it.
+        """
+        spec, tokens = self.manifest.model, len(video.group)
+        shapes = video.tokens.shape, video.group.shape, video.patch_to_token.shape, video.frame_segment.shape
+        wanted = (tokens, spec.decoder.hidden_size), (tokens,), (frames, spec.tokens_per_frame), (frames,)
+        numbers = (video.group, 2 * frames), (video.patch_to_token, tokens), (video.frame_segment, frames)
+        if (
+            shapes != wanted
+            or not 1 <= tokens <= frames * spec.tokens_per_frame
+            or any(array.min() < 0 or array.max() >= limit for array, limit in numbers)
+            or (np.diff(video.group) < 0).any()
+        ):
+            raise PruneVidError("the merging graph of this bundle gives no merged tokens: export the bundle again")
 
     def unmerged(self, features: Array) -> VideoTokens:
         """Features [T, N, C] as they are, each frame a group of its own: what merging is compared with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import unicodedata
 
 from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
@@ -78,13 +79,21 @@ def run(args: argparse.Namespace) -> int:
         stream = session.stream(question, sampling)
         for text in stream:
             if not args.json:
-                print(text, end="", flush=True)
+                print(_for_terminal(text) if sys.stdout.isatty() else text, end="", flush=True)
         if args.json:
             print(json.dumps({"question": question, **stream.answer.to_dict()}))
         else:
             print(flush=True)
             print(summary(stream.answer), file=sys.stderr)
     return 0
+
+
+def _for_terminal(text: str) -> str:
+    """An answer's text without what does something to a terminal: a model's tokens can be any bytes."""
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter
+        for letter in text
+    )
 
 
 def summary(answer: Answer) -> str:

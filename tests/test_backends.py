@@ -100,10 +100,11 @@ def test_the_chain_reads_no_array_that_lies_on_a_device(
 
 
 def test_the_tensorrt_provider_gets_the_language_model_and_what_its_inputs_may_be(
-    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gpu, bundle = FakeCuda(), bundles("portable")
     asked = patch_onnxruntime(monkeypatch, gpu)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     backend = OrtTensorRtBackend(bundle, threads=1, cuda=Cuda(gpu))
     assert_same(record(bundle, backend), on_cpu("portable", 512))
     by_graph = dict(zip(bundle.manifest.graphs, asked, strict=True))
@@ -111,6 +112,10 @@ def test_the_tensorrt_provider_gets_the_language_model_and_what_its_inputs_may_b
     assert with_tensorrt == {"llm_pre", "llm_post"}
     for name in with_tensorrt:
         options = by_graph[name][0][1]
+        # Engines are code: none is taken from the bundle's folder.
+        for kept in ("trt_engine_cache_path", "trt_timing_cache_path"):
+            assert Path(options[kept]).is_dir()
+            assert Path(options[kept]).is_relative_to(tmp_path / ".cache")
         smallest, usual, largest = (ranges(options[f"trt_profile_{each}_shapes"]) for each in ("min", "opt", "max"))
         assert (
             list(smallest)

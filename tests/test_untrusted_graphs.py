@@ -17,16 +17,19 @@ import pytest
 from hostile import edit_graph, edit_manifest, external_tensor, peak_of_opening, record, replace_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import structured_features
 from onnx import helper, numpy_helper
 
 from prunevid import PruneVidError
-from prunevid.bundle import open_bundle
+from prunevid.bundle import Bundle, open_bundle
 from prunevid.bundle.operators import BODY_OPERATORS, FUNCTION_OPERATORS, GRAPH_OPERATORS, OPSETS, full_name
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.recipes import RECIPES
 from prunevid.onnx_file import OnnxError, OnnxNode, read_onnx
 from prunevid.runtime import load
+from prunevid.runtime.backend_ort import OrtCpuBackend
+from prunevid.runtime.chain import Chain
 
 SECRET = b"what a stranger must not get"
 
@@ -536,3 +539,73 @@ def test_graphs_larger_than_any_are_refused_unread(copy: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(copy, "has 104857600 bytes, and 67108864 are the most")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+# --- graphs that pass, and are wrong all the same -----------------------------------------------------------------
+
+
+class Lying(OrtCpuBackend):
+    """A backend whose merge gives something else."""
+
+    def __init__(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        super().__init__(1)
+        self._change = change
+
+    def load(self, bundle: Bundle, name: str) -> Any:
+        graph, change = super().load(bundle, name), self._change
+        if name == "merge":
+            run = graph.run
+
+            def lie(feeds: Any, outputs: Any) -> Any:
+                computed = run(feeds, outputs)
+                change(computed)
+                return computed
+
+            graph.run = lie  # type: ignore[method-assign]
+        return graph
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda given: given.update(token_group=given["token_group"] + 2**40),
+        lambda given: given.update(token_group=given["token_group"] - 1000),
+        lambda given: given.update(token_group=given["token_group"][::-1].copy()),
+        lambda given: given.update(token_group=given["token_group"][:0], video_tokens=given["video_tokens"][:0]),
+        lambda given: given.update(video_tokens=given["video_tokens"][:-1]),
+        lambda given: given.update(patch_to_token=given["patch_to_token"] + 10**6),
+        lambda given: given.update(patch_to_token=given["patch_to_token"][:-1]),
+        lambda given: given.update(frame_segment=given["frame_segment"] - 5),
+    ],
+)
+def test_a_merge_that_is_none_is_refused(copy: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    bundle = open_bundle(copy)
+    chain = Chain(bundle, Lying(change))
+    features = structured_features(6, bundle.manifest.model.tokens_per_frame, 64, seed=1, cuts=(3,))
+    with pytest.raises(PruneVidError, match="gives no merged tokens"):
+        chain.merge(features, bundle.manifest.prune)
+
+
+def rename_input(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].input[0] = "nowhere"
+
+
+def other_shape(model: onnx.ModelProto) -> None:
+    norm = next(node for node in model.graph.node if node.op_type == "MatMul")
+    norm.input[0], norm.input[1] = norm.input[1], norm.input[0]
+
+
+@pytest.mark.parametrize("graph", ["vision_merge", "merge", "llm_pre", "select", "llm_post"])
+@pytest.mark.parametrize("change", [rename_input, other_shape])
+def test_what_onnx_runtime_refuses_is_one_sentence(
+    copy: Path, graph: str, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    model = onnx.load(str(copy / f"{graph}.onnx"), load_external_data=False)
+    if change is other_shape and not any(node.op_type == "MatMul" for node in model.graph.node):
+        change = rename_input
+    edit_graph(copy, graph, change)
+    open_bundle(copy)
+    frames = np.random.default_rng(3).integers(0, 256, (4, 72, 72, 3), np.uint8)
+    with pytest.raises(PruneVidError, match=rf"{graph}\.onnx") as error:
+        load(copy, "ort-cpu").open(frames, merge_apart=graph == "merge").ask("what is this?")
+    assert str(error.value).isprintable()

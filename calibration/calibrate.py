@@ -35,6 +35,7 @@ from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.workspace import Workspace
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
+from prunevid.files import copy_file
 from prunevid.quantization import Quantization, QuantizedGraph
 from prunevid.runtime.pipeline import load
 from prunevid.runtime.preprocess import resizer
@@ -324,7 +325,7 @@ def _copy_others(bundle: Bundle, quantized: Mapping[str, QuantizedGraph], folder
     progress.step("copying the rest", len(others))
     for name in others:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.file(name), folder / name)
+        copy_file(bundle.file(name), folder / name)
         progress.advance()
 
 

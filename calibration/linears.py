@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.calibration.schemes import Block, sampled_columns, spans
+from prunevid.files import reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ def _read_columns(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarra
     dtype = np.dtype(tensor.dtype.numpy())
     rows, columns = (int(size) for size in tensor.shape)
     values = np.empty((rows, stop - start), dtype)
-    with Path(tensor.path).open("rb", buffering=0) as file:
+    with reading(tensor.path), Path(tensor.path).open("rb", buffering=0) as file:
         for row in range(rows):
             file.seek((tensor.offset or 0) + (row * columns + start) * dtype.itemsize)
             values[row] = np.frombuffer(file.read(values[row].nbytes), dtype)
@@ -80,14 +81,15 @@ def read_rows(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:
     shape = tuple(int(size) for size in tensor.shape)
     width = math.prod(shape[1:])
     offset = (tensor.offset or 0) + start * width * dtype.itemsize
-    return np.fromfile(Path(tensor.path), dtype, (stop - start) * width, offset=offset).reshape(
-        stop - start, *shape[1:]
-    )
+    with reading(tensor.path):
+        values = np.fromfile(Path(tensor.path), dtype, (stop - start) * width, offset=offset)
+    return values.reshape(stop - start, *shape[1:])
 
 
 def load_graph(file: Path) -> ir.Model:
-    """A graph of a bundle; its weights stay in their file."""
-    return ir.load(file)
+    """A graph of a bundle; its weights stay in their file. Raises PruneVidError where it cannot be read."""
+    with reading(file):
+        return ir.load(file)
 
 
 def find_linears(model: ir.Model) -> list[Linear]:

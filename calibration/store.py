@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from prunevid.calibration.compensate import Rounding
 from prunevid.calibration.linears import Linear
 from prunevid.calibration.schemes import Matrix
 from prunevid.calibration.workspace import Workspace
+from prunevid.files import read_blocks
 
 # Tensors that a runtime maps into memory lie on page boundaries, the small ones between them where they fit.
 _PAGE = 4096
@@ -112,7 +113,7 @@ def write_graph(model: ir.Model, folder: Path, shared: frozenset[str], advance: 
                 continue
             data.seek(_padding(data.tell(), tensor.nbytes), os.SEEK_CUR)
             offset = data.tell()
-            for block in _bytes_of(tensor):
+            for block in read_blocks(Path(tensor.path), tensor.offset or 0, tensor.nbytes):
                 data.write(block)
                 advance(len(block))
             value.const_value = ir.ExternalTensor(
@@ -144,15 +145,3 @@ def _as_stored(array: np.ndarray) -> np.ndarray:
 def _padding(position: int, size: int) -> int:
     """Bytes to leave out behind ``position`` before a tensor of ``size`` bytes."""
     return -position % (_PAGE if size >= _PAGE else _WORD)
-
-
-def _bytes_of(tensor: ir.ExternalTensor) -> Iterator[bytes]:
-    left = tensor.nbytes
-    with Path(tensor.path).open("rb") as file:
-        file.seek(tensor.offset or 0)
-        while left:
-            block = file.read(min(left, 1 << 24))
-            if not block:
-                raise OSError(f"{tensor.path} ends too early")
-            left -= len(block)
-            yield block

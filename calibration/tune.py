@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from prunevid.calibration.search import Found, Grid, candidates, largest_effort,
 from prunevid.calibration.trials import Candidate, Outcome, Trials, disabled
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
+from prunevid.files import copy_file
 from prunevid.runtime.machine import describe as describe_machine
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.tuning import Tuning
@@ -267,7 +267,7 @@ def _write(source: Bundle, output: Path, chosen: Judged, budget: Budget, progres
     with new_bundle(output) as folder:
         for name in source.manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.file(name), folder / name)
+            copy_file(source.file(name), folder / name)
             progress.advance()
         write_manifest(folder, replace(source.manifest, prune=chosen.candidate.prune, tuning=tuning))
     return open_bundle(output, verify=False)

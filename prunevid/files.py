@@ -12,13 +12,14 @@ from pathlib import Path
 
 from prunevid.errors import PruneVidError
 
-__all__ = ["STDOUT", "check_output", "reading", "write_output", "write_whole"]
+__all__ = ["STDOUT", "check_output", "copy_file", "read_blocks", "reading", "write_output", "write_whole"]
 
 STDOUT = "-"
 """As the name of an output: standard output."""
 
 _JSON_ESCAPES = "prunevid-json"
 _LONGEST_SHOWN = 500
+_BLOCK = 1 << 24
 
 
 @contextmanager
@@ -29,6 +30,31 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         name = os.fspath(path) if error.filename is None else os.fsdecode(error.filename)
         raise PruneVidError(f"cannot read {name[:_LONGEST_SHOWN]}: {error.strerror or error}") from error
+
+
+def read_blocks(path: Path, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """A file's ``size`` bytes from ``start`` on, by default all, piece by piece.
+
+    Raises PruneVidError where it cannot be read or ends before that.
+    """
+    left = size
+    with reading(path), path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left is None or left:
+            block = file.read(_BLOCK if left is None else min(left, _BLOCK))
+            if not block:
+                break
+            left = None if left is None else left - len(block)
+            yield block
+    if left:
+        raise PruneVidError(f"{path} ends too early: it was changed while it was read")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content. Raises PruneVidError where ``source`` cannot be read, OSError where ``target`` fails."""
+    with target.open("wb") as output:
+        for block in read_blocks(source):
+            output.write(block)
 
 
 def check_output(path: Path, what: str = "") -> None:

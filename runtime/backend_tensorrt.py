@@ -11,6 +11,7 @@ import numpy as np
 from prunevid.bundle import Bundle
 from prunevid.engines import EngineDevice, EngineSpec, check_device
 from prunevid.errors import PruneVidError
+from prunevid.files import reading
 from prunevid.runtime.arrays import Array, Slot
 from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.device_memory import DeviceMemory
@@ -67,7 +68,9 @@ class EngineGraph:
         graph = bundle.manifest.graphs[name]
         file = bundle.file(engine.file)
         # Mapped, not read: on a Jetson, host and GPU share the memory that holds the weights.
-        self._engine = runtime.deserialize_cuda_engine(np.memmap(file, np.uint8, "r"))
+        with reading(file):
+            content = np.memmap(file, np.uint8, "r")
+        self._engine = runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise PruneVidError(f"TensorRT {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}")
         self.inputs = tuple(spec.name for spec in graph.inputs)

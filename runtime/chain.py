@@ -16,6 +16,7 @@ import numpy as np
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
+from prunevid.files import reading
 from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.runtime.arrays import Array, Slot
 from prunevid.runtime.backend import Backend
@@ -66,7 +67,9 @@ class Chain:
         table = self.manifest.embeddings
         self.dtype = np.dtype(table.dtype)
         # Mapped, not read: a prompt looks up a few hundred of some 150,000 rows.
-        self._table = np.memmap(bundle.file(table.file), self.dtype, "r", shape=(table.rows, table.columns))
+        file = bundle.file(table.file)
+        with reading(file):
+            self._table = np.memmap(file, self.dtype, "r", shape=(table.rows, table.columns))
         model, size = self.manifest.model, self.manifest.preprocessing.size
         channels = model.decoder.hidden_size
         # What comes from outside, and must be what the graphs take.

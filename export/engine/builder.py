@@ -24,6 +24,7 @@ from prunevid.export.engine.profiles import TEXT, Limits, Profile, largest_sizes
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, check_precision, check_target
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
+from prunevid.files import reading
 
 if TYPE_CHECKING:
     from prunevid.export.engine.toolkit import BuildSettings, Toolkit
@@ -106,7 +107,9 @@ def _check_bundle(bundle: Bundle, fp16: bool) -> None:
 def _plan(bundle: Bundle, graph: str, limits: Limits, here: EngineDevice, settings: BuildSettings) -> _Plan:
     """Rewrite a graph for TensorRT's parser; raises PruneVidError where that could not parse it."""
     manifest = bundle.manifest
-    model = onnx.load(bundle.file(manifest.graphs[graph].file), load_external_data=False)
+    file = bundle.file(manifest.graphs[graph].file)
+    with reading(file):
+        model = onnx.load(file, load_external_data=False)
     profiles = profiles_of(manifest, graph, limits)
     refuse_unsupported(model, here.tensorrt, sizes=largest_sizes(profiles))
     rewritten = for_parser(model, plugins_too=plugins.available(release_of(here.tensorrt)))

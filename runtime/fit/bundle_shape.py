@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunevid.bundle import Bundle
+from prunevid.files import reading
 from prunevid.models import ModelShape
 
 __all__ = ["shape_of"]
@@ -15,8 +16,8 @@ def shape_of(bundle: Bundle) -> ModelShape:
     embedding table, and what the projections have.
     """
     manifest = bundle.manifest
-    llm_pre = bundle.file(manifest.graphs["llm_pre"].file).read_bytes()
-    llm_post = bundle.file(manifest.graphs["llm_post"].file).read_bytes()
+    with reading(bundle.path):
+        llm_pre, llm_post = (bundle.file(manifest.graphs[name].file).read_bytes() for name in ("llm_pre", "llm_post"))
     return ModelShape(
         name=manifest.model.name,
         decoder=manifest.model.decoder,

@@ -165,7 +165,7 @@ class _Worker:
 
     def receive(self, file_size: int) -> Any:
         """The answer to what was asked. Raises PruneVidError; ``failed`` says whether the worker is of no more use."""
-        seconds = _START_SECONDS + _PATIENCE * LIMITS.seconds(file_size)
+        seconds = (0 if self.loaded else _START_SECONDS) + _PATIENCE * LIMITS.seconds(file_size)
         self.failed = True
         try:
             line = self._lines.get(timeout=seconds)

@@ -207,6 +207,16 @@ def test_answers_at_several_keep_ratios_stand_questions_of_others_in_between(pip
     assert together(lambda _: [finish(s) for s in session.stream_each(QUESTIONS[0], ratios, LONG)]) == [expected] * 4
 
 
+def test_a_threads_next_question_ends_what_is_left_of_several_keep_ratios(pipeline: Pipeline) -> None:
+    session = pipeline.open(FRAMES, frames=8)
+    first, second = session.stream_each(QUESTIONS[0], (0.1, 0.4), LONG)
+    expected = alone(pipeline, True)
+    finish(first)
+    assert session.ask(QUESTIONS[3], LONG).token_ids == expected[QUESTIONS[3]]
+    with pytest.raises(PruneVidError, match="newer question"):
+        finish(second)
+
+
 @PRUNED
 def test_what_threads_attend_to_is_what_one_would(pipeline: Pipeline, prune: bool) -> None:
     plain = pipeline.open(FRAMES, frames=8, prune=prune)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir import passes
 from onnxscript import optimizer
 
 from prunevid.errors import PruneVidError
@@ -54,7 +55,7 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> i
     graph = model.graph
     graph.name = "vision_merge"
     _fill_parameters(graph, spec, weights)
-    optimizer.optimize_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+    _optimize(model)
     traced = graph.outputs[0]
     graph.outputs.clear()
     graph.opset_imports[operators.DOMAIN] = operators.DOMAIN_VERSION
@@ -84,6 +85,17 @@ def hollow(module: Any, dtype: Any) -> Any:
             zero = torch.zeros((), dtype=dtype).expand(parameter.shape)
             child.register_parameter(name, torch.nn.Parameter(zero, requires_grad=False))
     return module
+
+
+def _optimize(model: ir.Model) -> None:
+    """Fold and tidy the graph. A pass that reads small weights hides what the checkpoint says of them: it is raised."""
+    try:
+        optimizer.optimize_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+    except passes.PassError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, PruneVidError):
+            cause = cause.__cause__
+        raise cause or error from None
 
 
 def _trace(spec: VisionSpec) -> ir.Model:

@@ -508,6 +508,19 @@ def test_a_name_that_no_checkpoint_can_have_is_refused(tmp_path: Path, name: str
     assert "checkpoint" in refused(tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["vision_tower.encoder.layers.0.mlp.fc1.bias", "language_model.layers.5.mlp.up_proj"])
+def test_a_value_that_is_no_number_is_refused_wherever_it_is(
+    tiny_model: Callable[[str], Any], tmp_path: Path, name: str
+) -> None:
+    model = deepcopy(tiny_model("qwen2"))
+    (parameter,) = (value for key, value in model.named_parameters() if name in key)
+    with torch.no_grad():
+        parameter.view(-1)[3] = float("nan")
+    message = refused(tmp_path, save_checkpoint(model, tmp_path / "checkpoint"))
+    assert name in message
+    assert "no numbers" in message
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_what_is_wrong_with_weights_is_found_before_any_is_written(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str

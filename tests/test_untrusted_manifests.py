@@ -13,11 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hostile import edit_manifest, peak_of_opening, record
 
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
+from prunevid.calibration.calibrate import Settings, quantize
+from prunevid.calibration.progress import Silent
+from prunevid.calibration.questions import AskedVideo, Split
+from prunevid.calibration.workspace import Workspace
+from prunevid.chat import ChatPrompt
+from prunevid.files import copy_file
+from prunevid.runtime import load
 
 ROOT = Path(__file__).parents[1]
 Change = Callable[[dict[str, Any]], Any]
@@ -343,6 +351,13 @@ def test_a_huge_manifest_is_refused_within_little_memory(copy: Path, kind: str) 
 AS_NOBODY = """
 import os, sys
 from prunevid.bundle import open_bundle
+from prunevid.calibration.calibrate import Settings, quantize
+from prunevid.calibration.progress import Silent
+from prunevid.calibration.questions import AskedVideo, Split
+from prunevid.calibration.workspace import Workspace
+from prunevid.chat import ChatPrompt
+from prunevid.files import copy_file
+from prunevid.runtime import load
 from prunevid import PruneVidError
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -393,3 +408,45 @@ def test_opening_an_honest_bundle_takes_little_memory(copy: Path) -> None:
     open_bundle(copy)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
     assert json.loads((copy / "manifest.json").read_text())["schema_version"] == 1
+
+
+@pytest.mark.parametrize("name", ["embeddings.bin", "chat_template.jinja", "llm_post.onnx.data"])
+def test_what_fails_after_opening_says_what_could_not_be_read(
+    copy: Path, videos: list[AskedVideo], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading is not writing, though both happen while a bundle is made of another."""
+    whole, mapped, numbers = Path.open, np.memmap, np.fromfile
+
+    def fails(path: Any) -> bool:
+        return Path(path).name == name and Path(path).parent == copy and monkeypatched
+
+    def failing(call: Any) -> Any:
+        def opened(self: Any, *arguments: Any, **options: Any) -> Any:
+            if fails(self):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+            return call(self, *arguments, **options)
+
+        return opened
+
+    monkeypatched = False
+    bundle = open_bundle(copy)
+    monkeypatch.setattr(Path, "open", failing(whole))
+    monkeypatch.setattr(np, "memmap", failing(mapped))
+    monkeypatch.setattr(np, "fromfile", failing(numbers))
+    monkeypatched = True
+    parts = Split(tuple(videos[:2]), tuple(videos[2:]))
+    settings = Settings("cpu-int8", min_agreement=0)
+    reads: dict[str, Callable[[], Any]] = {
+        "chat_template.jinja": lambda: ChatPrompt.of_bundle(bundle),
+        "embeddings.bin": lambda: load(bundle, "ort-cpu"),
+        "llm_post.onnx.data": lambda: quantize(bundle, parts, settings, Workspace(tmp_path / "out", "work"), Silent()),
+    }
+    with pytest.raises(PruneVidError, match=rf"^cannot read .*{name}: Input/output error"):
+        reads[name]()
+
+
+def test_a_full_disk_is_told_as_writing(copy: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        copy_file(copy / "embeddings.bin", Path("/dev/full"))
+    with pytest.raises(PruneVidError, match="^cannot read .*gone: No such file"):
+        copy_file(copy / "gone", copy / "new")

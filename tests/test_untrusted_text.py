@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from hostile import replace_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Regex as Pattern
 
+from prunevid.calibration.questions import AskedVideo
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.runtime import load
@@ -333,3 +335,28 @@ def test_bundles_are_asked_within_bounds(tiny_bundle: Callable[[str, str], Path]
     with pytest.raises(PruneVidError, match="256 MiB"):
         load(folder)
     assert LIMITS.own_memory == 256 << 20
+
+
+ESCAPE = "\x1b]0;title\x07"
+
+
+def test_answers_do_nothing_to_a_terminal(tmp_path: Path, demo_bundle: Path, videos: list[AskedVideo]) -> None:
+    """A model that answers with control sequences: they go through a pipe as they are, and not to a terminal."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "copy"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["decoder"] = {"type": "Replace", "pattern": {"Regex": ".+"}, "content": ESCAPE}
+    replace_file(folder, "tokenizer.json", json.dumps(tokenizer).encode())
+    command = [sys.executable, "-m", "prunevid.cli", "run", str(folder), "--video", str(videos[0].path)]
+    command += ["--question", "what colour is the circle ?"]
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=True)
+    assert ESCAPE.encode() in piped.stdout
+    master, terminal = os.openpty()
+    with subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=subprocess.DEVNULL):
+        os.close(terminal)
+        written = b""
+        with contextlib.suppress(OSError):  # what reading says when all others have closed it
+            while block := os.read(master, 4096):
+                written += block
+    os.close(master)
+    assert b"\x1b" not in written
+    assert b"\\x1b]0;title\\x07" in written

@@ -67,6 +67,8 @@ class StreamedTensor(ir.LazyTensor):
         dtype: ir.DataType,
         transpose: bool,
     ) -> None:
+        # Graphs give tensors names of their own; messages say what the checkpoint calls them.
+        self._called = name
         self._rows, self._stored_shape, self._transpose = rows, tuple(shape), transpose
         given = self._stored_shape[::-1] if transpose else self._stored_shape
         super().__init__(self._load, dtype, ir.Shape(given), name=name, cache=False)
@@ -91,8 +93,10 @@ class StreamedTensor(ir.LazyTensor):
             converted = np.ascontiguousarray(values, dtype=dtype)
         if not np.isfinite(converted).all():
             if np.isfinite(np.asarray(values, np.float64)).all():
-                raise PruneVidError(f"the tensor {self.name} has values beyond {dtype}: export with --precision fp32")
-            raise PruneVidError(f"the tensor {self.name} has values that are no numbers: the checkpoint is damaged")
+                raise PruneVidError(
+                    f"the tensor {self._called} has values beyond {dtype}: export with --precision fp32"
+                )
+            raise PruneVidError(f"the tensor {self._called} has values that are no numbers: the checkpoint is damaged")
         return converted
 
     def _load(self) -> ir.Tensor:

@@ -1,4 +1,5 @@
-PYTHON ?= python3
+# A Python of your choice: make demo PYTHON=python3.11. By default the newest that is here and supported.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,7 +18,9 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@python="$(PYTHON)"; python="$${python:-$$(.ci/find-python)}" && \
+	echo "Installing with $$python into $(VENV); torch may bring gigabytes of CUDA libraries (README.md, Install)" && \
+	"$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -1,53 +1,26 @@
-"""``make demo``: export the demo checkpoint and ask the sample clip its questions, pruned beside unpruned."""
+"""``make demo``: export the demo checkpoint, then what ``prunevid demo`` does with the bundle that ships."""
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from prunevid.export import export
-from prunevid.runtime import Answer, load
-
-HERE = Path(__file__).parent
+from prunevid.runtime import load
+from prunevid.runtime.demo.asking import ask
 
 
 def main() -> int:
     """Run the demo; exit status 1 where an answer is not the true one."""
     console = Console()
-    questions = json.loads((HERE / "clip.json").read_text(encoding="utf-8"))["questions"]
     with tempfile.TemporaryDirectory() as folder:
         console.print("Exporting the demo checkpoint ...")
         bundle = export("demo", Path(folder) / "demo")
         console.print(f"  {len(bundle.manifest.graphs)} graphs, {bundle.size / 1e6:.1f} MB")
-        pipeline = load(bundle)
-        console.print(f"Asking about {HERE.name}/clip.mp4, {bundle.manifest.frames} frames")
-        pruned, unpruned = (pipeline.open(HERE / "clip.mp4", prune=prune) for prune in (True, False))
-        answers = [(entry, pruned.ask(entry["question"]), unpruned.ask(entry["question"])) for entry in questions]
-    table = Table("question", "truth", "pruned", "unpruned")
-    for entry, with_pruning, without in answers:
-        table.add_row(entry["question"], entry["answer"], with_pruning.text, without.text)
-    console.print(table)
-    console.print(_costs(answers[-1][1], answers[-1][2]))
-    return int(any(answer.text != entry["answer"] for entry, answer, _ in answers))
-
-
-def _costs(pruned: Answer, unpruned: Answer) -> Table:
-    """Where tokens, memory and time went, for a question about a video that is already open."""
-    table = Table("last question", "pruned", "unpruned")
-    both = (pruned, unpruned)
-    table.add_row("visual tokens in", *(str(a.token_counts.visual) for a in both))
-    table.add_row("after merging", *(str(a.token_counts.merged) for a in both))
-    table.add_row("kept behind layer M", *(f"{a.token_counts.kept} ({a.token_counts.retained:.0%})" for a in both))
-    table.add_row("KV cache", *(f"{a.kv_bytes / 1e3:.0f} kB" for a in both))
-    table.add_row("to first token", *(f"{1000 * a.timings.first_token:.1f} ms" for a in both))
-    steps = (a.timings.decode_per_token for a in both)
-    table.add_row("per further token", *("-" if step is None else f"{1000 * step:.1f} ms" for step in steps))
-    return table
+        return ask(load(bundle), console)
 
 
 if __name__ == "__main__":

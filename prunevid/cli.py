@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 # Command: (module with add_arguments(parser) and run(args) -> exit status, what it does).
 COMMANDS = {
+    "demo": ("prunevid.runtime.demo.cli", "ask the model that ships about a sample clip, pruned beside unpruned"),
     "export": ("prunevid.export.cli", "turn a checkpoint into a bundle of ONNX graphs"),
     "build": ("prunevid.export.engine.cli", "build TensorRT engines of a bundle, on the GPU that will run them"),
     "run": ("prunevid.runtime.cli", "ask questions about a video"),
@@ -49,6 +50,11 @@ def _without_command(arguments: Sequence[str]) -> int:
     parser.add_argument("command", metavar="COMMAND", choices=[*COMMANDS], help="one of the commands below")
     parser.parse_args(arguments)
     parser.error("the command comes first")
+
+
+def main_demo() -> int:
+    """Entry point of ``prunevid-demo``."""
+    return _run("demo", "prunevid-demo", sys.argv[1:])
 
 
 def main_export() -> int:

@@ -7,7 +7,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +31,7 @@ def _frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("statistics", [OPENAI, HALF], ids=["openai", "half"])
 @pytest.mark.parametrize(("height", "width"), WIDE)
 def test_equals_the_pillow_processor(height: int, width: int, statistics: tuple) -> None:
+    pytest.importorskip("transformers")
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     mean, std = statistics
@@ -49,6 +49,7 @@ def test_equals_the_pillow_processor(height: int, width: int, statistics: tuple)
 @pytest.mark.parametrize(("height", "width"), [size for size in WIDE if size != (1, 1)])
 def test_equals_the_first_patch_of_llava_onevision(height: int, width: int) -> None:
     # The image processor's first patch is the whole image, resized as a frame is; the others are its tiles.
+    pytest.importorskip("transformers")
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
         LlavaOnevisionImageProcessorPil,
     )
@@ -62,6 +63,7 @@ def test_equals_the_first_patch_of_llava_onevision(height: int, width: int) -> N
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_is_as_close_as_rounding_to_the_video_processor(height: int, width: int) -> None:
+    torch = pytest.importorskip("torch")
     from transformers import LlavaOnevisionVideoProcessor
 
     frames = _frames(3, height, width)
@@ -74,6 +76,7 @@ def test_is_as_close_as_rounding_to_the_video_processor(height: int, width: int)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_is_as_close_as_rounding_to_torch_resizing(height: int, width: int) -> None:
     # What the video processor calls in the end; this runs without torchvision too.
+    torch = pytest.importorskip("torch")
     frames = _frames(2, height, width)
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(tensor, (384, 384), mode="bicubic", align_corners=False, antialias=True)

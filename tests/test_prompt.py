@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
@@ -33,6 +33,11 @@ CORPUS = [
     "Wo ist der Kreis? 左上角有一个圆。 🎬🎥 مرحبا",
     "user assistant system\nDescribe the video in one word.",
 ]
+
+
+def _their_tokenizer(**arguments: Any) -> Any:
+    """Transformers' tokenizer of these arguments; the test is skipped where transformers is not installed."""
+    return pytest.importorskip("transformers").PreTrainedTokenizerFast(**arguments)
 
 
 def _byte_level() -> Tokenizer:
@@ -101,7 +106,7 @@ def prompt(tokenizer_file: Path) -> ChatPrompt:
     "question", ["What moves?", "  spaces \n and lines ", "左上角 🎬", "{{ 7 * 7 }} {% x %}", "a<b>c"]
 )
 def test_equals_transformers(question: str, system: str | None, prompt: ChatPrompt, tokenizer_file: Path) -> None:
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), chat_template=TEMPLATE)
+    theirs = _their_tokenizer(tokenizer_file=str(tokenizer_file), chat_template=TEMPLATE)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
@@ -226,9 +231,7 @@ def test_the_template_has_what_transformers_gives_it(tokenizer_file: Path) -> No
     )
     special = {"bos_token": "<|im_start|>"}
     prompt = ChatPrompt(tokenizer_file, template, special_tokens=special)
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer_file), chat_template=template, bos_token="<|im_start|>"
-    )
+    theirs = _their_tokenizer(tokenizer_file=str(tokenizer_file), chat_template=template, bos_token="<|im_start|>")
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "why?"}]}]
     expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert prompt.render("why?") == expected
@@ -259,7 +262,7 @@ def test_special_tokens_are_where_transformers_has_them(beginning: str, post_pro
         tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[bos])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     template = beginning + ASK
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **special)
+    theirs = _their_tokenizer(tokenizer_file=str(tmp_path / "tokenizer.json"), **special)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "why?"}]}]
     text = theirs.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
     expected = theirs(text, add_special_tokens=not text.startswith(special["bos_token"]))["input_ids"]
@@ -307,7 +310,7 @@ def test_a_variable_that_nobody_defines_is_refused_by_name(expression: str, toke
     ],
 )
 def test_what_is_undefined_to_transformers_too_may_be_asked_for(expression: str, tokenizer_file: Path) -> None:
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), chat_template=expression + ASK)
+    theirs = _their_tokenizer(tokenizer_file=str(tokenizer_file), chat_template=expression + ASK)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "why?"}]}]
     expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ChatPrompt(tokenizer_file, expression + ASK).render("why?") == expected

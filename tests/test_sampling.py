@@ -6,14 +6,8 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.generation.logits_process import (
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from prunevid.errors import PruneVidError
 from prunevid.runtime.sampling import Sampler, SamplingConfig
@@ -25,12 +19,13 @@ def _logits(size: int, seed: int, scale: float = 3.0) -> np.ndarray:
 
 def _warped(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
     """Probabilities as transformers' generate would draw from, in float64; zero where a token is removed."""
-    scores = torch.from_numpy(logits.astype(np.float64))[None]
-    scores = TemperatureLogitsWarper(temperature)(None, scores)
+    warpers = pytest.importorskip("transformers").generation.logits_process
+    scores = pytest.importorskip("torch").from_numpy(logits.astype(np.float64))[None]
+    scores = warpers.TemperatureLogitsWarper(temperature)(None, scores)
     if top_k:
-        scores = TopKLogitsWarper(top_k)(None, scores)
+        scores = warpers.TopKLogitsWarper(top_k)(None, scores)
     if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(None, scores)
+        scores = warpers.TopPLogitsWarper(top_p)(None, scores)
     return scores.softmax(-1)[0].numpy()
 
 

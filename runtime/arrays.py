@@ -6,7 +6,8 @@ in memory that this process must not read. The chain treats both alike: it slice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any, Protocol
 
@@ -158,11 +159,13 @@ class HostMemory:
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """See :class:`Memory`."""
-        return np.empty(shape, dtype)
+        with _room(shape, dtype):
+            return np.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """See :class:`Memory`; zeros cost no memory until a page is written to."""
-        return np.zeros(shape, dtype)
+        with _room(shape, dtype):
+            return np.zeros(shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
         """See :class:`Memory`."""
@@ -175,6 +178,17 @@ class HostMemory:
         """The array itself."""
         assert isinstance(array, np.ndarray)
         return array
+
+
+@contextmanager
+def _room(shape: Sequence[int], dtype: np.dtype) -> Iterator[None]:
+    """Tell of an array that there is no room for as of any other mistake."""
+    try:
+        yield
+    except (MemoryError, ValueError) as error:  # more bytes than there are addresses are a ValueError
+        raise PruneVidError(
+            f"there is no memory for {prod(shape) * dtype.itemsize} bytes: use fewer frames or words"
+        ) from error
 
 
 def check_copy(source: Array, target: Array) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import pytest
 from hostile import edit_manifest, peak_of_opening, record
 
 from prunevid import PruneVidError
-from prunevid.bundle import open_bundle
+from prunevid.bundle import Manifest, open_bundle
 from prunevid.calibration.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.chat import ChatPrompt
+from prunevid.engines import EngineDevice, EngineSpec
+from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file
 from prunevid.runtime import load
 
@@ -214,6 +217,68 @@ def test_an_entry_of_another_release_is_named_as_unknown(copy: Path, where: str)
     assert "damaged" not in sentence
 
 
+def engines_of(manifest: Manifest) -> dict[str, Any]:
+    """The section of a manifest for engines of the bundle's limits, which name any file for theirs."""
+    limits = limits_of(manifest, 8)
+    graphs = {}
+    for name, graph in manifest.graphs.items():
+        inputs = {tensor.name for tensor in graph.inputs}
+        profiles = [
+            recorded(manifest, name, each, sorted(inputs & each.values.keys()))
+            for each in profiles_of(manifest, name, limits)
+        ]
+        graphs[name] = asdict(EngineSpec(f"{name}.engine", tuple(profiles), "0" * 64))
+    device = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
+    return {"device": asdict(device), "graphs": graphs}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda engines: engines["graphs"].pop("select"),
+        lambda engines: engines["graphs"].update(other=engines["graphs"]["select"]),
+        lambda engines: engines["device"].update(driver="newest"),
+        lambda engines: engines["device"].update(gpu="Orin\x1b[2J"),
+        lambda engines: engines["graphs"]["llm_pre"].update(profiles=[]),
+        lambda engines: engines["graphs"]["llm_pre"].update(file="select.engine"),
+        lambda engines: engines["graphs"]["llm_pre"].update(file="llm_pre.onnx"),
+        lambda engines: engines["graphs"]["llm_pre"].update(file="../x.engine"),
+        lambda engines: first_profile(engines)["shapes"].pop("past_key.0"),
+        lambda engines: first_profile(engines)["shapes"].update(other=first_profile(engines)["shapes"]["past_key.0"]),
+        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(maximum=[1, 5, 2, 15]),
+        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, 0, 2]),
+        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, 10**6, 2, 16]),
+        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(maximum=[1, 2**40, 2, 16]),
+        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, -1, 2, 16]),
+        lambda engines: first_profile(engines)["values"].update({"inputs_embeds": VALUE}),
+        lambda engines: first_profile(engines)["values"].update({"nothing": VALUE}),
+        lambda engines: first_profile(engines)["values"]["past_length"].update(maximum=[1, 2]),
+    ],
+)
+def test_engines_that_do_not_fit_their_graphs_are_refused(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, change: Change
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
+    engines = engines_of(open_bundle(folder).manifest)
+    for name in engines["graphs"]:
+        (folder / f"{name}.engine").write_bytes(b"engine")
+        record(folder, f"{name}.engine")
+    edit_manifest(folder, lambda data: data.update(engines=engines))
+    assert open_bundle(folder).manifest.engines is not None
+    change(engines)
+    edit_manifest(folder, lambda data: data.update(engines=engines))
+    refused(folder, "manifest.json is damaged")
+
+
+VALUE = {"minimum": [0], "optimum": [0], "maximum": [1]}
+
+
+def first_profile(engines: dict[str, Any]) -> dict[str, Any]:
+    """The first profile of llm_pre."""
+    found: dict[str, Any] = engines["graphs"]["llm_pre"]["profiles"][0]
+    return found
+
+
 # --- files -----------------------------------------------------------------------------------------------------
 
 
@@ -350,12 +415,14 @@ def test_a_huge_manifest_is_refused_within_little_memory(copy: Path, kind: str) 
 
 AS_NOBODY = """
 import os, sys
-from prunevid.bundle import open_bundle
+from prunevid.bundle import Manifest, open_bundle
 from prunevid.calibration.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.chat import ChatPrompt
+from prunevid.engines import EngineDevice, EngineSpec
+from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file
 from prunevid.runtime import load
 from prunevid import PruneVidError
@@ -450,3 +517,10 @@ def test_a_full_disk_is_told_as_writing(copy: Path) -> None:
         copy_file(copy / "embeddings.bin", Path("/dev/full"))
     with pytest.raises(PruneVidError, match="^cannot read .*gone: No such file"):
         copy_file(copy / "gone", copy / "new")
+
+
+def test_no_memory_is_one_sentence(copy: Path) -> None:
+    chain = load(copy, "ort-cpu").chain
+    for rows in (2**44, 2**62):
+        with pytest.raises(PruneVidError, match="there is no memory for [0-9]+ bytes: use fewer frames or words"):
+            chain.new_hidden(rows)

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from prunevid import __version__
-from prunevid.bundle import Bundle, new_bundle, open_bundle, record_files, write_manifest
+from prunevid.bundle import Bundle, check_target, new_bundle, open_bundle, record_files, write_manifest
 from prunevid.calibration.activations import Activations, input_groups, observe
 from prunevid.calibration.judge import Judgement, ask_all, judge
 from prunevid.calibration.kv_int8 import (
@@ -32,7 +32,7 @@ from prunevid.calibration.recipes import KV_CACHES, RECIPES, Recipe
 from prunevid.calibration.rewrite import TREATMENTS, layers_of, put_quantized
 from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
-from prunevid.calibration.workspace import Workspace
+from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
@@ -85,8 +85,7 @@ def calibrate(
     """
     progress = progress or Silent()
     recipe = _recipe(settings)
-    if output.exists():
-        raise PruneVidError(f"{output} exists already: choose another output, or remove it")
+    check_output_is_new(output)
     progress.step(f"verifying {source}", 0)
     bundle = open_bundle(source)
     _check_bundle(bundle, recipe)
@@ -94,6 +93,13 @@ def calibrate(
         check_cache(bundle)
     check_questions(bundle, videos)
     parts = split(readable(bundle, videos, progress))
+    with only_here(output):
+        return _calibrate(bundle, parts, output, settings, progress)
+
+
+def _calibrate(bundle: Bundle, parts: Split, output: Path, settings: Settings, progress: Progress) -> Calibrated:
+    """The long part, of which one process at a time does one."""
+    check_output_is_new(output)
     workspace = Workspace(output, _digest(bundle, parts, settings))
     if workspace.resumed:
         progress.tell(f"going on with the work in {workspace.folder}")
@@ -108,6 +114,13 @@ def calibrate(
         ) from error
     workspace.remove()
     return Calibrated(written, judgement, bundle.size, written.size)
+
+
+def check_output_is_new(output: Path) -> None:
+    """Raise PruneVidError where there is something at ``output``, or nothing can be put there."""
+    if output.exists() and not output.is_symlink():
+        raise PruneVidError(f"{output} exists already: choose another output, or remove it")
+    check_target(output)
 
 
 def quantize(bundle: Bundle, parts: Split, settings: Settings, workspace: Workspace, progress: Progress) -> Bundle:

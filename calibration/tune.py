@@ -14,7 +14,7 @@ import numpy as np
 from prunevid import __version__
 from prunevid.bundle import Bundle, Manifest, new_bundle, open_bundle, write_manifest
 from prunevid.calibration.budget import Budget, choose, describe, figures
-from prunevid.calibration.calibrate import check_questions, readable
+from prunevid.calibration.calibrate import check_output_is_new, check_questions, readable
 from prunevid.calibration.judge import normal
 from prunevid.calibration.latency import measure_ttft
 from prunevid.calibration.pareto import front, interval
@@ -22,7 +22,7 @@ from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.questions import AskedVideo, Split, split
 from prunevid.calibration.search import Found, Grid, candidates, largest_effort, search
 from prunevid.calibration.trials import Candidate, Outcome, Trials, disabled
-from prunevid.calibration.workspace import Workspace
+from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.machine import describe as describe_machine
@@ -86,9 +86,8 @@ def tune(
     little on held-out questions, or ``output`` exists or cannot be written; then there is nothing at ``output``.
     """
     progress = progress or Silent()
-    sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
-    if output.exists():
-        raise PruneVidError(f"{output} exists already: choose another output, or remove it")
+    SamplingConfig(max_new_tokens=settings.max_new_tokens)  # refuses what is no number of tokens
+    check_output_is_new(output)
     bundles = []
     for source in sources:
         progress.step(f"verifying {source}", 0)
@@ -99,6 +98,22 @@ def tune(
     parts = split(readable(bundles[0], videos, progress))
     if len(bundles) == 1:
         progress.tell("prune_layer is not searched: that takes bundles exported with other --prune-layer")
+    with only_here(output):
+        return _tune(bundles, wanted, parts, output, settings, progress, on_front)
+
+
+def _tune(
+    bundles: Sequence[Bundle],
+    wanted: Sequence[Candidate],
+    parts: Split,
+    output: Path,
+    settings: TuneSettings,
+    progress: Progress,
+    on_front: Callable[[dict[str, Any]], None] | None,
+) -> Tuned:
+    """The long part, of which one process at a time does one."""
+    check_output_is_new(output)
+    sampling = SamplingConfig(max_new_tokens=settings.max_new_tokens)
     workspace = Workspace(output, _digest(bundles, parts, settings))
     if workspace.resumed:
         progress.tell(f"going on with the work in {workspace.folder}")

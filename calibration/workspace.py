@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prunevid.errors import PruneVidError
+from prunevid.locks import only_one
 
 _JOURNAL = "journal.jsonl"
+_LOCK = "lock"
 
 
 class Workspace:
@@ -27,14 +31,14 @@ class Workspace:
 
         Raises PruneVidError where the folder cannot be written.
         """
-        self.folder = output.parent / f".{output.name}.calibration"
+        self.folder = _folder_of(output)
         self._journal = self.folder / _JOURNAL
         self._results: dict[str, Any] = {}
         try:
             self.resumed = self._resume(work)
             if not self.resumed:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir(parents=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._empty()
                 self._append({"work": work})
         except OSError as error:
             raise PruneVidError(f"cannot write to {self.folder}: {error.strerror}") from error
@@ -53,6 +57,13 @@ class Workspace:
     def remove(self) -> None:
         """Throw everything away."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _empty(self) -> None:
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self._journal.open("a", encoding="utf-8") as file:
@@ -82,6 +93,28 @@ class Workspace:
             return False
         os.truncate(self._journal, whole)
         return True
+
+
+@contextmanager
+def only_here(output: Path) -> Iterator[None]:
+    """While the block runs, no other process works in the workspace of ``output``.
+
+    Raises PruneVidError where one does, naming it, and where the workspace cannot be written.
+    """
+    folder = _folder_of(output)
+    try:
+        with only_one(folder / _LOCK, f"calibrating {output}"):
+            yield
+    except OSError as error:
+        raise PruneVidError(f"cannot write to {error.filename or folder}: {error.strerror or error}") from error
+    finally:
+        # Empty where it ended before there was anything to keep.
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _folder_of(output: Path) -> Path:
+    return output.parent / f".{output.name}.calibration"
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -24,6 +24,8 @@ from prunevid.runtime.video import read_frames
 # A path to a video file or to a folder of images, or frames uint8 [T, H, W, 3].
 Video = str | os.PathLike[str] | np.ndarray
 
+_REPLACED_AT_MOST = 100
+
 
 def load(
     bundle: str | os.PathLike[str] | Bundle,
@@ -36,14 +38,33 @@ def load(
 
     backend: ``auto`` (see :func:`prunevid.runtime.backend.choose_backend`), ``ort-cpu``, ``ort-cuda``,
     ``ort-tensorrt`` or ``tensorrt``. threads: CPU threads, by default one per core. verify: also hash every file of
-    the bundle. Raises PruneVidError where the bundle is damaged or the backend cannot run it.
+    the bundle. One that is replaced meanwhile is loaded again. Raises PruneVidError where the bundle is damaged or the
+    backend cannot run it.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
-    # Its process starts while the graphs are loaded.
+    if isinstance(bundle, Bundle):
+        pipeline = _load(bundle, backend, threads)
+        if not bundle.is_current():
+            raise PruneVidError(f"{bundle.path} was replaced since it was opened: open it again")
+        return pipeline
+    for _ in range(_REPLACED_AT_MOST):
+        opened = open_bundle(bundle, verify=verify)
+        try:
+            pipeline = _load(opened, backend, threads)
+        except (PruneVidError, OSError):
+            if opened.is_current():
+                raise
+        else:
+            if opened.is_current():
+                return pipeline
+    raise PruneVidError(f"{bundle} is replaced again and again: try again when that is over")
+
+
+def _load(bundle: Bundle, backend: str, threads: int | None) -> Pipeline:
+    # The prompt's process starts while the graphs are loaded.
     with ThreadPoolExecutor(1) as pool:
-        prompt = pool.submit(ChatPrompt.of_bundle, opened)
-        chain = Chain(opened, choose_backend(backend, opened, threads))
-        return Pipeline(opened, chain, prompt.result())
+        prompt = pool.submit(ChatPrompt.of_bundle, bundle)
+        chain = Chain(bundle, choose_backend(backend, bundle, threads))
+        return Pipeline(bundle, chain, prompt.result())
 
 
 class Pipeline:

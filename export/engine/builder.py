@@ -25,11 +25,13 @@ from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, check_precision, check_target
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
 from prunevid.files import reading
+from prunevid.locks import only_one
 
 if TYPE_CHECKING:
     from prunevid.export.engine.toolkit import BuildSettings, Toolkit
 
 SUFFIX = ".engine"
+_LOCK = ".build.lock"
 # Called with the graph, what is being done, the steps done and the steps that there are.
 Progress = Callable[[str, str, int, int], None]
 
@@ -80,7 +82,7 @@ def build(
         toolkit.register_plugins()
     plans = [_plan(opened, graph, limits, here, settings) for graph in opened.manifest.graphs]
     kept = {} if force else _still_good(opened.manifest, here, plans)
-    with _staging(opened.path) as folder:
+    with _alone(opened), _staging(opened.path) as folder:
         specs: dict[str, EngineSpec] = {}
         for plan in plans:
             specs[plan.graph] = kept.get(plan.graph) or _build_one(
@@ -161,6 +163,22 @@ def _build_one(
 
 
 @contextmanager
+def _alone(bundle: Bundle) -> Iterator[None]:
+    """No other process builds engines of the bundle meanwhile. Raises PruneVidError where one does."""
+    try:
+        with only_one(bundle.path / _LOCK, f"building engines of {bundle.path}"):
+            _check_unchanged(bundle)
+            yield
+    except OSError as error:
+        raise PruneVidError(f"writing engines into {bundle.path} failed: {error.strerror or error}") from error
+
+
+def _check_unchanged(bundle: Bundle) -> None:
+    if not bundle.is_current():
+        raise PruneVidError(f"{bundle.path} was replaced while engines were built of it: build them again")
+
+
+@contextmanager
 def _staging(bundle: Path) -> Iterator[Path]:
     """A folder within the bundle for what is being built, which vanishes at the end."""
     try:
@@ -186,6 +204,7 @@ def _install(bundle: Bundle, folder: Path, engines: EngineSet) -> None:
         for name in records:
             (folder / name).replace(bundle.path / name)
             moved.append(bundle.path / name)
+        _check_unchanged(bundle)
         write_manifest(bundle.path, replace(bundle.manifest, files=dict(sorted(files.items())), engines=engines))
     except BaseException:
         for path in moved:

@@ -22,7 +22,7 @@ from prunevid.bundle.manifest import (
     TensorSpec,
 )
 from prunevid.bundle.opening import Bundle, open_bundle
-from prunevid.bundle.writing import new_bundle, write_manifest
+from prunevid.bundle.writing import check_target, new_bundle, write_manifest
 
 __all__ = [
     "Bundle",
@@ -37,6 +37,7 @@ __all__ = [
     "PromptSpec",
     "SCHEMA_VERSION",
     "TensorSpec",
+    "check_target",
     "new_bundle",
     "open_bundle",
     "record_files",

@@ -21,6 +21,8 @@ from prunevid.validation import shown
 # The largest, of a decoder of 80 layers with engines, has a tenth of that.
 _LARGEST_MANIFEST = 4 << 20
 
+_REPLACED_AT_MOST = 100
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -40,16 +42,49 @@ class Bundle:
         """Bytes of all files together."""
         return sum(record.size for record in self.manifest.files.values())
 
+    def is_current(self) -> bool:
+        """Whether the folder still holds this bundle, and not one that replaced it."""
+        try:
+            return _read_manifest(self.path).files == self.manifest.files
+        except (OSError, PruneVidError):
+            return False
+
 
 def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
     """Read and check a bundle, which is untrusted until then.
 
     The manifest, the kinds and sizes of all files and what the graphs hold are always checked; ``verify`` also hashes
-    every file. Files that the manifest does not list are never read. Raises PruneVidError where the folder, its
-    manifest or a file is missing, cannot be read, is truncated or altered, where the manifest is of another version,
-    where its parts do not go together, or where anything lies outside the folder.
+    every file. Files that the manifest does not list are never read. A bundle that is replaced meanwhile is opened
+    again. Raises PruneVidError where the folder, its manifest or a file is missing, cannot be read, is truncated or
+    altered, where the manifest is of another version, where its parts do not go together, or where anything lies
+    outside the folder.
     """
+    if not os.fspath(path):
+        raise PruneVidError("the path of the bundle is empty: give the folder that `prunevid export` made")
     folder = Path(path)
+    for _ in range(_REPLACED_AT_MOST):
+        before = _stamp(folder)
+        try:
+            opened = _open_once(folder, verify)
+        except PruneVidError:
+            if _stamp(folder) == before:
+                raise
+            continue
+        if _stamp(folder) == before:
+            return opened
+    raise PruneVidError(f"{folder} is replaced again and again: try again when that is over")
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """What tells whether a bundle was replaced, or got engines: its folder's inode, and its manifest's."""
+    try:
+        manifest = (folder / MANIFEST).stat()
+        return folder.stat().st_ino, manifest.st_ino, manifest.st_ctime_ns
+    except (OSError, ValueError):
+        return ()
+
+
+def _open_once(folder: Path, verify: bool) -> Bundle:
     with reading(folder):
         if not folder.exists():
             raise PruneVidError(f"there is no bundle at {folder}: make one with `prunevid export`")
@@ -137,9 +172,13 @@ def _check_contents(folder: Path, files: dict[str, FileRecord]) -> None:
             return sha256_of(folder / name)
 
     # Hashing releases the interpreter's lock, and the weights of one graph take as long as all the rest.
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         for (name, record), digest in zip(files.items(), pool.map(digest_of, files), strict=True):
             if digest != record.sha256:
                 raise PruneVidError(
                     f"{folder / name} was altered since the export (its SHA-256 differs): export the bundle again"
                 )
+    finally:
+        # Ctrl-C should not wait until all is hashed.
+        pool.shutdown(cancel_futures=True)

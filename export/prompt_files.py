@@ -16,7 +16,7 @@ from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json, read_text
 from prunevid.export.schema import Section, conform, either, list_of, optional, refuse, text, whole
-from prunevid.text.tokenizer import load_tokenizer
+from prunevid.text.process import TextProcess
 
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -75,14 +75,26 @@ def read_prompt(checkpoint: Path, config: Any) -> CheckpointPrompt:
     template, source = _chat_template(checkpoint)
     special = _special_tokens(checkpoint)
     eos_ids = _eos_ids(checkpoint, config)
-    vocabulary = _vocabulary(tokenizer, config.text_config.vocab_size)
-    video_token = vocabulary.get(config.video_token_id)
+    tokens = TextProcess(tokenizer, "")
+    try:
+        last, text_of_last = tokens.last_token()
+    except PruneVidError as error:
+        if TOKENIZER in str(error):
+            raise
+        raise PruneVidError(f"{tokenizer} cannot be used: {error}") from error
+    rows = config.text_config.vocab_size
+    if last >= rows:
+        raise PruneVidError(
+            f"{tokenizer}: the token {text_of_last[:80]!r} has the number {last}, and text_config.vocab_size has "
+            f"{rows} rows: the tokenizer is of another model"
+        )
+    video_token = tokens.id_to_token(config.video_token_id)
     if video_token is None:
         raise PruneVidError(
             f"the tokenizer of {checkpoint} has no token {config.video_token_id}, the config's video token"
         )
     for token in eos_ids:
-        if token not in vocabulary:
+        if tokens.id_to_token(token) is None:
             raise PruneVidError(
                 f"the tokenizer of {checkpoint} has no token {token} (eos_token_id) to end answers with"
             )
@@ -219,18 +231,6 @@ def _token_entries(data: dict[str, Any], file: Path) -> dict[str, str]:
             continue  # no template can ask for it
         found[name] = content or ""
     return found
-
-
-def _vocabulary(tokenizer: Path, rows: int) -> dict[int, str]:
-    """The tokenizer's tokens by their ids, each of which must have a row in the embedding table."""
-    vocabulary = {token: text for text, token in load_tokenizer(tokenizer).get_vocab().items()}
-    largest = max(vocabulary, default=0)
-    if largest >= rows:
-        raise PruneVidError(
-            f"{tokenizer}: the token {vocabulary[largest]!r} has the number {largest}, and text_config.vocab_size has "
-            f"{rows} rows: the tokenizer is of another model"
-        )
-    return vocabulary
 
 
 def _eos_ids(checkpoint: Path, config: Any) -> tuple[int, ...]:

@@ -87,6 +87,11 @@ class TextProcess:
             self._tokens[token] = cast("str | None", self._ask("id_to_token", token=int(token)))
         return self._tokens[token]
 
+    def last_token(self) -> tuple[int, str]:
+        """The largest id that the tokenizer has, and its token."""
+        token, text = self._ask("last_token")
+        return int(token), str(text)
+
     def _ask(self, what: str, **arguments: Any) -> Any:
         with self._lock:
             worker = self._ready()

@@ -75,6 +75,10 @@ class _Worker:
         found: str | None = self._tokenizer.id_to_token(token)
         return found
 
+    def last_token(self) -> tuple[int, str]:
+        """The largest id there is, and its token."""
+        return max(((token, text) for text, token in self._tokenizer.get_vocab().items()), default=(-1, ""))
+
 
 def main() -> None:
     """Answer requests until there are no more."""

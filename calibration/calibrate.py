@@ -174,7 +174,12 @@ def check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
     prompt = ChatPrompt.of_bundle(bundle)
     for video in videos:
         for question in video.questions:
-            prompt.encode(question.text)
+            try:
+                prompt.encode(question.text)
+            except PruneVidError as error:
+                if not question.where:
+                    raise
+                raise PruneVidError(f"{question.where}: {error}") from error
 
 
 def readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:
@@ -193,7 +198,7 @@ def readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -
 def _digest(bundle: Bundle, parts: Split, settings: Settings) -> str:
     """A digest of all that the results of steps depend on."""
     questions = [
-        [str(video.path.resolve()), [asdict(question) for question in video.questions]]
+        [str(video.path.resolve()), [[question.text, question.answer] for question in video.questions]]
         for video in (*parts.calibration, *parts.held_out)
     ]
     files = {name: record.sha256 for name, record in bundle.manifest.files.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and its right answer where it is known."""
+    """A question, its right answer where it is known, and the file and line where it stands."""
 
     text: str
     answer: str | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,4 @@ def _parse(line: str, where: str) -> tuple[str, Question]:
     answer = entry.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise PruneVidError(f"{where}: 'answer' must be a text, or missing")
-    return entry["video"], Question(entry["question"], answer)
+    return entry["video"], Question(entry["question"], answer, where)

@@ -214,7 +214,10 @@ def _difference(first: Bundle, other: Bundle) -> str | None:
 def _digest(bundles: Sequence[Bundle], parts: Split, settings: TuneSettings) -> str:
     """A digest of all that results depend on: not of the budget, nor of the values to try."""
     questions = [
-        [[str(video.path.resolve()), [asdict(question) for question in video.questions]] for video in part]
+        [
+            [str(video.path.resolve()), [[question.text, question.answer] for question in video.questions]]
+            for video in part
+        ]
         for part in (parts.calibration, parts.held_out)
     ]
     depends_on = [

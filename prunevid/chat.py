@@ -176,7 +176,11 @@ class ChatPrompt:
         # The tokenizer may recognise control tokens in other spellings too.
         for token in ids:
             if token in self._special:
+                unknown = [word for word in text.split() if token in self._ids(word)]
+                where = f" at {unknown[0]!r}" if unknown else ""
+                if where and "unk" in self._special[token].lower():
+                    where += ", a word that it does not know"
                 raise PruneVidError(
-                    f"the {what} reads as the control token {self._special[token]!r} of this model; "
+                    f"the {what} reads as the control token {self._special[token]!r} of this model{where}; "
                     "write it another way"
                 )

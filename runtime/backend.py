@@ -58,6 +58,10 @@ class Backend(Protocol):
         ...
 
 
+# More than any machine has cores; ONNX Runtime starts as many as it is told to.
+_MOST_THREADS = 1024
+
+
 def choose_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
     """The backend called ``name`` for a bundle. threads: of the CPU, None for all cores.
 
@@ -68,6 +72,8 @@ def choose_backend(name: str, bundle: Bundle, threads: int | None = None) -> Bac
     """
     if threads is not None and threads < 1:
         raise PruneVidError(f"threads must be 1 or more, not {threads}")
+    if threads is not None and threads > _MOST_THREADS:
+        raise PruneVidError(f"threads must be {_MOST_THREADS} or fewer, not {threads}")
     if name not in ("auto", *BACKENDS):
         raise PruneVidError(f"unknown backend {name!r}: known are auto, {', '.join(BACKENDS)}")
     if name != "auto":

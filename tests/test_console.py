@@ -337,3 +337,55 @@ def test_mistakes_are_one_sentence(
     assert expected in line
     assert len(line) < 1000
     assert list(Path.cwd().iterdir()) == before
+
+
+def test_a_word_that_the_model_does_not_know_is_named(
+    demo_bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prunevid.cli import main
+
+    assert main(["run", str(demo_bundle), "--video", str(clip), "--question", "what colour is the zeppelin ?"]) == 2
+    assert "'<unk>' of this model at 'zeppelin', a word that it does not know" in capsys.readouterr().err
+    lines = [
+        json.dumps({"video": str(clip), "question": text})
+        for text in ("what colour is the circle ?", "what zeppelin ?")
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    asked = ("--questions", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / "out"))
+    assert main(["calibrate", str(demo_bundle), "--recipe", "cpu-int8", *asked]) == 2
+    error = capsys.readouterr().err
+    assert "q.jsonl, line 2: " in error
+    assert "'zeppelin'" in error
+
+
+# Runs a command where a package is not installed.
+WITHOUT = """
+import sys
+missing, *sys.argv[1:] = sys.argv[1:]
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hook())
+from prunevid.cli import main
+sys.exit(main())
+"""
+CALIBRATE = ("calibrate", "x", "--output", "y", "--recipe", "cpu-int8", "--videos", "x")
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "remedy"),
+    [
+        ("onnx_ir", CALIBRATE, "'prunevid[calibrate]'"),
+        ("torch", ("export", "--model", "demo", "--output", "y"), "'prunevid[export]'"),
+        ("onnx", ("build", "x"), "'prunevid[tensorrt]'"),
+        ("numpy", ("run", "x", "--video", "x", "--question", "x"), "prunevid"),
+        ("rich", FIT, "prunevid"),
+        ("numpy", CALIBRATE, "prunevid"),
+    ],
+)
+def test_a_missing_package_has_the_smallest_remedy(package: str, arguments: tuple[str, ...], remedy: str) -> None:
+    command = [sys.executable, "-c", WITHOUT, package, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.endswith(f"error: {package} is missing: pip install {remedy}\n")

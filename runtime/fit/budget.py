@@ -143,7 +143,7 @@ def _detail(pairs: Sequence[Pair]) -> str:
     """What fits of one precision, which has a pair per number of frames, ascending."""
     pruned = [pair.pruned for pair in pairs if pair.pruned.fits]
     unpruned = [pair.unpruned for pair in pairs if pair.unpruned.fits]
-    note = "" if pairs[0].precision in EXPORTED else "; not exported"
+    note = "" if pairs[0].precision in EXPORTED else "; made by `prunevid calibrate`"
     if not pruned:
         shortest = pairs[0].pruned
         return f"does not fit, {-shortest.left_bytes / 1e9:.1f} GB short at {_frames([shortest])}{note}"

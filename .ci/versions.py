@@ -38,7 +38,7 @@ TESTS = (
     "test_sampling.py",
     "test_video*.py",
 )
-TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis")
+TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "imageio-ffmpeg")
 
 
 def oldest(name: str) -> str:

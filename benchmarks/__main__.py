@@ -1,9 +1,9 @@
-"""The figures of the README, docs/benchmarks.md and docs/calibrate.md in one go: `python -m benchmarks`.
+"""The figures of the README, docs/benchmarks.md, calibrate.md and reliability.md in one go: `python -m benchmarks`.
 
 Left out are two: `quantize_memory` wants a bundle of 32 GB, and `without_vnni` gcc and objdump.
 
 Each measurement runs in a process of its own, prints its table and writes its JSON to benchmarks/results/. Takes
-more than half an hour on two cores that do nothing else; onnxruntime-genai has to be installed beside the project.
+about an hour on two cores that do nothing else; onnxruntime-genai has to be installed beside the project.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MEASUREMENTS = {
     "calibration": "calibration-demo.json",
     "tuning": "tuning-demo.json",
     "kv_attention": "kv-attention.json",
+    "fuzz": "fuzz.json",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +22,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SUBFILE = 0x0112, 258, 262, 254  # TIFF tags
 _WHITE_IS_ZERO, _REDUCED = 0, 1
+# Pillow would print this beside the sentence that refuses the same picture: what is too large is said here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Of a picture that is converted, at a time.
 _BLOCK_PIXELS = 2**20
 

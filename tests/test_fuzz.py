@@ -5,18 +5,32 @@ The long run of the same cases is ``python -m benchmarks.fuzz``; ``--case video:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from benchmarks.fuzz.bases import Bases, prepare
 from benchmarks.fuzz.clips import CLIPS, write_clips
 from benchmarks.fuzz.job import Job, Outcome
 from benchmarks.fuzz.json_text import damage_json
+from benchmarks.fuzz.pool import Lane, lanes
 from benchmarks.fuzz.protobuf import damage_model, read_model, write_message
+from benchmarks.fuzz.suite import KINDS, controls_of, job_of, plain_answer, run_cases
 from benchmarks.fuzz.trees import FORMATS, damage_tree
 from benchmarks.fuzz.verdict import MEMORY_ALLOWED, judge, sentence
+
+# Cases of each kind, and how many must be answered and refused, in how many different sentences: a suite in which all
+# of them end at the same check tries nothing.
+COUNTS = {
+    "video": (70, 20, 7, 7),
+    "bundle": (70, 10, 20, 15),
+    "checkpoint": (12, 2, 2, 2),
+    "command": (300, 40, 100, 50),
+}
+SEED = 0
 
 JOB = Job(("run",), "test", outputs=("out",))
 REFUSAL = Outcome(2, None, None, 0.1, 1 << 20, "", "usage: prunevid run\nprunevid run: error: it is damaged: copy it\n")
@@ -118,3 +132,59 @@ def test_damaged_json_is_mostly_json() -> None:
         except (ValueError, RecursionError):
             continue
     assert 100 < readable < 200
+
+
+@pytest.fixture(scope="module")
+def ready() -> Iterator[list[Lane]]:
+    with lanes(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def bases(ready: list[Lane], tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    return prepare(tmp_path_factory.mktemp("fuzz") / "bases", ready[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_inputs_are_answered(kind: str, bases: Bases, ready: list[Lane]) -> None:
+    tally = run_cases(controls_of(kind, bases), SEED, bases, ready)
+    assert [result.to_dict() for result in tally.elses] == []
+    assert len(tally.results) > 3
+
+
+@pytest.mark.parametrize("case", ["video:mkv", "bundle:portable", "checkpoint:sharded"])
+def test_a_case_is_answered_as_by_a_fresh_interpreter(
+    case: str, bases: Bases, ready: list[Lane], tmp_path: Path
+) -> None:
+    folders = (tmp_path / "a", tmp_path / "b")
+    for folder in folders:
+        folder.mkdir()
+    forked, fresh = plain_answer(case, bases, ready[0], folders)
+    assert forked
+    assert forked == fresh
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_is_made_the_same_every_time(kind: str, bases: Bases, tmp_path: Path) -> None:
+    for number in range(12):
+        made = []
+        for name in ("a", "b"):
+            folder = tmp_path / f"{name}{number}" / "case"
+            folder.mkdir(parents=True)
+            job = job_of(kind, SEED, str(number), bases, folder)
+            files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            made.append((job, files))
+        assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_answered_or_refused_in_one_sentence(kind: str, bases: Bases, ready: list[Lane]) -> None:
+    count, answered, refused, sentences = COUNTS[kind]
+    tally = run_cases([f"{kind}:{number}" for number in range(count)], SEED, bases, ready)
+    # `python -m benchmarks.fuzz --case KIND:NUMBER` shows one of them.
+    assert [result.to_dict() for result in tally.elses] == []
+    found = tally.to_dict()
+    assert found["cases"] == count
+    assert found["answered"] >= answered
+    assert found["refused"] >= refused
+    assert found["different sentences"] >= sentences

@@ -3,12 +3,14 @@
     python -m benchmarks.fuzz --output benchmarks/results/fuzz.json
     python -m benchmarks.fuzz --case video:17 --case bundle:3
 
-The first is the long run; the second makes single cases of the same seed again and shows what they print.
+The first is the long run; with ``--kind``, what the file has of other kinds is kept. The second makes single cases of
+the same seed again and shows what they print.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import tempfile
@@ -18,11 +20,12 @@ from typing import Any
 
 from benchmarks.fuzz.bases import prepare
 from benchmarks.fuzz.pool import Lane, lanes
-from benchmarks.fuzz.suite import KINDS, Result, controls_of, run_cases, run_one
+from benchmarks.fuzz.suite import KINDS, Result, Tally, controls_of, run_cases, run_one
 from benchmarks.machine import describe
 from benchmarks.report import save
 
 COUNTS = {"video": 1000, "bundle": 1000, "checkpoint": 400, "command": 500}
+_SAVED_EVERY = 50
 
 
 def main() -> int:
@@ -46,16 +49,22 @@ def main() -> int:
             "seed": args.seed,
             "kinds": {},
         }
+        if args.kind and args.output and args.output.exists():
+            report["kinds"] = json.loads(args.output.read_text())["kinds"]
         for kind in args.kind or KINDS:
             begin = time.monotonic()
-            numbers = range(args.count if args.count is not None else COUNTS[kind])
-            controls = run_cases(controls_of(kind, bases), args.seed, bases, ready, _tell)
-            tally = run_cases([f"{kind}:{number}" for number in numbers], args.seed, bases, ready, _tell)
-            found = {"controls": controls.to_dict(), **tally.to_dict(), "seconds": round(time.monotonic() - begin)}
-            report["kinds"][kind] = found
-            for sentence, count in tally.sentences()[:12]:
-                print(f"  {count:5} {sentence}")
-            save(report, args.output)
+            count = args.count if args.count is not None else COUNTS[kind]
+            controls = run_cases(controls_of(kind, bases), args.seed, bases, ready, _tell).to_dict()
+            tally = Tally()
+            # A run that is broken off leaves what it has found.
+            for first in range(0, count, _SAVED_EVERY):
+                cases = [f"{kind}:{number}" for number in range(first, min(first + _SAVED_EVERY, count))]
+                run_cases(cases, args.seed, bases, ready, _tell, tally)
+                seconds = round(time.monotonic() - begin)
+                report["kinds"][kind] = {"controls": controls, **tally.to_dict(), "seconds": seconds}
+                save(report, args.output)
+            for sentence, times in tally.sentences()[:12]:
+                print(f"  {times:5} {sentence}")
     print(table(report))
     return int(any(found["else"] or found["controls"]["else"] for found in report["kinds"].values()))
 

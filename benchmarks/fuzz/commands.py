@@ -126,7 +126,7 @@ def control(name: str, bases: Bases, folder: Path) -> Job:
 def make(rng: Random, bases: Bases, folder: Path) -> Job:
     """A command line with one to three mistakes, or on streams that cannot take what is printed."""
     _furnish(bases, folder)
-    name = rng.choice([name for name in _WHOLE if name not in _SLOW or rng.random() < 0.3])
+    name = rng.choice([name for name in _WHOLE if name not in _SLOW or rng.random() < 0.15])
     words = _filled(_WHOLE[name].split(" "), bases)
     chance = rng.random()
     if chance < 0.1:
@@ -175,11 +175,11 @@ def _job(words: list[str], mutation: str, detail: str, *, controls: bool = False
 def _streams(rng: Random, words: list[str], name: str) -> Job:
     """Standard output that is full, closed or of another encoding, or an interrupt in the middle."""
     how = rng.choice(["full", "closed", "ascii", "cp1252", "interrupt"])
-    fresh = rng.random() < 0.5
-    job = _job(words, f"streams: {how}", name, fresh=fresh)
+    # What comes before a fresh interpreter has read the first line of the product is nobody's to handle.
+    job = _job(words, f"streams: {how}", name, fresh=how != "interrupt" and rng.random() < 0.5)
     change: dict[str, object] = {"stdout": how} if how in ("full", "closed") else {"encoding": how}
     if how == "interrupt":
-        change = {"interrupt_s": rng.random() * (1.5 if fresh else 0.3)}
+        change = {"interrupt_s": 0.3 * rng.random()}
     return Job(**{**job.__dict__, **change})
 
 

@@ -70,6 +70,7 @@ def _child(order: dict[str, Any]) -> int:
     """Become the case's process; returns its exit status unless it is replaced by a fresh interpreter."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 5))
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_LIMIT, _ADDRESS_LIMIT))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_LIMIT, _FILE_LIMIT))
@@ -78,15 +79,19 @@ def _child(order: dict[str, Any]) -> int:
     os.chdir(order["folder"])
     if order["fresh"]:
         environment = {**os.environ, "PYTHONIOENCODING": order["encoding"]}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         command = [sys.executable, "-m", "prunevid.cli", *order["arguments"]]
         os.execve(sys.executable, [os.fsencode(word) for word in command], environment)
     from prunevid.cli import main as prunevid
 
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return prunevid(order["arguments"])
     except SystemExit as error:  # argparse's
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and error.__traceback__ and error.__traceback__.tb_next is None:
+            return 128 + signal.SIGINT  # it came before the product was called
         traceback.print_exc()
         return 1
 

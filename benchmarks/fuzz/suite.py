@@ -115,10 +115,15 @@ def run_one(case: str, seed: int, bases: Bases, lane: Lane, folder: Path) -> Res
 
 
 def run_cases(
-    cases: Iterable[str], seed: int, bases: Bases, lanes: list[Lane], done: Callable[[Result], None] | None = None
+    cases: Iterable[str],
+    seed: int,
+    bases: Bases,
+    lanes: list[Lane],
+    done: Callable[[Result], None] | None = None,
+    tally: Tally | None = None,
 ) -> Tally:
-    """Run cases on all lanes and count them; ``done`` is told of each."""
-    tally = Tally()
+    """Run cases on all lanes and count them, with those in ``tally``; ``done`` is told of each."""
+    tally = tally or Tally()
 
     def run(case: str, lane: Lane, folder: Path) -> None:
         result = run_one(case, seed, bases, lane, folder)

@@ -165,12 +165,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, folder: Path, max_shard_size: str = "5GB") -> Path:
     """Write the model as a checkpoint folder with all that an export reads; returns the folder."""
-    import json
-
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     build_tokenizer().save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    size = model.config.vision_config.image_size
+    save_preprocessing(folder, model.config.vision_config.image_size)
+    return folder
+
+
+def save_preprocessing(folder: Path, size: int) -> None:
+    """Write what a checkpoint says of how frames become pixel values, for a tower of that size."""
+    import json
+
     preprocessing = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
@@ -179,7 +184,6 @@ def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, folder: Path,
         "size": {"height": size, "width": size},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing), encoding="utf-8")
-    return folder
 
 
 def render_frames(count: int, size: int, seed: int = 0, cuts: tuple[int, ...] = ()) -> npt.NDArray[np.uint8]:

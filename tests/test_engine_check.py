@@ -165,7 +165,7 @@ def test_the_command_builds_and_checks(
     assert main(["build", str(path), "--frames", "6", "--text", "64", "--check"]) == status
     told = capsys.readouterr()
     assert "select: starting" in told.err
-    assert told.out.count(".engine: ") == 4
+    assert told.out.count(".engine: ") == 5
     assert "ok   select prefill kept: 0.0e+00 apart" in told.out
     assert ("FAIL llm_pre decode hidden: " in told.out) == (status == 1)
     assert "[I]" not in told.out

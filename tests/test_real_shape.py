@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from models import save_preprocessing
 from safetensors.numpy import save_file
 from torch_method import generate_pruned
 from transformers import LlavaOnevisionForConditionalGeneration
@@ -43,6 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(data))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 151645}))
     prompt_files.prompt_of_bytes(folder, config)
+    save_preprocessing(folder, config.vision_config.image_size)
     return folder
 
 

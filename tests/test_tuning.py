@@ -337,7 +337,8 @@ def test_what_does_not_go_together_is_refused(
         ((demo_bundle, demo_bundle, "--recipe", "cpu-int8", "--questions", questions), "a recipe is for one BUNDLE"),
         ((demo_bundle, demo_bundle, *tune_it, *tokens), "two bundles have the prune_layer 2"),
         ((demo_bundle, tiny_bundle("qwen2", "ort"), *tune_it, *tokens), "differ in their model"),
-        ((demo_bundle, *tune_it, "--max-tokens", "nan"), "--max-tokens must be a share"),
+        ((demo_bundle, *tune_it, "--max-tokens", "nan"), "--max-tokens: give a number such as 0.5, not 'nan'"),
+        ((demo_bundle, *tune_it, "--max-tokens", "2"), "--max-tokens must be a share"),
         ((demo_bundle, *tune_it, *tokens, "--search", "prune_layer=1,2"), "write SETTING=X,Y,..."),
         ((demo_bundle, *tune_it, *tokens, "--search", "keep_ratio=0"), "keep_ratio must be"),
     ]

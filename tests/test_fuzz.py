@@ -45,6 +45,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_an_answer_and_a_sentence_are_what_they_are() -> None:
     assert judge(JOB, ANSWER) == ("answered", [])
     assert judge(JOB, REFUSAL) == ("refused", [])
+    resumable = replace(REFUSAL, new_files=(".out.calibration", ".out.calibration/work.json"))
+    assert judge(replace(JOB, kept=(".out.calibration",)), resumable) == ("refused", [])
     interrupted = replace(REFUSAL, status=130, stderr="prunevid run: interrupted\n")
     assert judge(replace(JOB, interrupt_s=0.1), interrupted) == ("interrupted", [])
 

@@ -94,7 +94,8 @@ def _job(command: str, bases: Bases, folder: Path, mutation: str, detail: str) -
         "build": (("build", "bundle"), ()),
     }
     arguments, outputs = commands[command]
-    return Job(arguments, mutation, f"{detail}; {command}" if mutation != "control" else detail, outputs)
+    shown = f"{detail}; {command}" if mutation != "control" else detail
+    return Job(arguments, mutation, shown, outputs, kept=(".out.calibration",))
 
 
 def record(bundle: Path) -> None:

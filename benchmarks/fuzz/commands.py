@@ -169,7 +169,8 @@ def _job(words: list[str], mutation: str, detail: str, *, controls: bool = False
     tops = {Path(name).parts[0] for name in outputs if name and Path(name).parts}
     shown = f"{detail}: {' '.join(word[:60] for word in words)!r}" if not controls else detail
     heavy = bool(words) and words[0] == "export"
-    return Job(tuple(words), mutation, shown, tuple(sorted(tops)), heavy=heavy, fresh=fresh)
+    kept = tuple(f".{Path(name).name}.calibration" for name in tops) if "calibrate" in words[:1] else ()
+    return Job(tuple(words), mutation, shown, tuple(sorted(tops)), kept, heavy=heavy, fresh=fresh)
 
 
 def _streams(rng: Random, words: list[str], name: str) -> Job:

@@ -13,7 +13,8 @@ class Job:
     """One run of ``prunevid`` in a folder of its own, which holds its damaged input.
 
     arguments: of the command line. mutation: the family of damage, by which results are counted; detail: what exactly.
-    outputs: names that may be new in the folder after success. heavy: needs torch. fresh: by an interpreter of its own
+    outputs: names that may be new in the folder after success; kept: after anything, such as what a calibration has
+    finished, which the next one goes on from. heavy: needs torch. fresh: by an interpreter of its own
     instead of a fork. stdout: a ``file``, or one that is ``full``, or ``closed``. interrupt_s: SIGINT comes after so
     many seconds. frames: of an undamaged video, to be shown all; fewer_than: frames of the video before some were cut.
     """
@@ -22,6 +23,7 @@ class Job:
     mutation: str
     detail: str = ""
     outputs: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     heavy: bool = False
     fresh: bool = False
     stdout: str = "file"

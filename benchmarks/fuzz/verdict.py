@@ -36,18 +36,18 @@ def judge(job: Job, outcome: Outcome) -> tuple[str, list[str]]:
         reasons.append(f"noise: {noise.group()}")
     if outcome.status == 0:
         verdict = ANSWERED
-        reasons += _left_over(outcome.new_files, job.outputs)
+        reasons += _left_over(outcome.new_files, (*job.outputs, *job.kept))
         if not noise:
             reasons += _wrong(job, outcome.stdout)
     elif outcome.status == _INTERRUPTED_STATUS:
         verdict = INTERRUPTED
         reasons += [] if job.interrupt_s is not None else ["exit status 130 without an interrupt"]
-        reasons += _left_over(outcome.new_files, ())
+        reasons += _left_over(outcome.new_files, job.kept)
     elif outcome.status == 2:
         verdict = REFUSED
         reasons += _not_one_sentence(outcome.stderr)
         # Files are written before what could not be printed.
-        reasons += _left_over(outcome.new_files, () if job.stdout == "file" else job.outputs)
+        reasons += _left_over(outcome.new_files, job.kept if job.stdout == "file" else (*job.outputs, *job.kept))
         if outcome.stdout and job.stdout == "file":
             reasons.append("output before the error")
     else:

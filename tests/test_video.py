@@ -229,7 +229,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         cover = container.add_stream("mjpeg")
         cover.width = cover.height = 64
         cover.pix_fmt = "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         picture = av.VideoFrame.from_ndarray(numbered_frame(1), format="rgb24").reformat(format="yuvj420p")
         container.mux(cover.encode(picture))
         container.mux(cover.encode(None))

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from ffmpeg import ffmpeg
 
 NUMBER_BITS = 16
 
@@ -82,8 +83,6 @@ def write_video(
         stream.codec_context.thread_count = 1
         defaults = {"preset": "ultrafast", "crf": "18", "bf": str(bframes), "g": str(gop)}
         stream.options = (defaults if codec == "libx264" else {}) | (options or {})
-        if rotation:
-            stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=16000) if audio_seconds else None
         container.start_encoding()  # a file without frames has a header too
         for index, image in enumerate(images):
@@ -94,6 +93,10 @@ def write_video(
         container.mux(stream.encode(None))
         if sound is not None:
             _write_silence(container, sound, audio_seconds)
+    if rotation:
+        plain = path.rename(path.with_name(f"plain-{path.name}"))
+        ffmpeg("-display_rotation", rotation, "-i", plain, "-c", "copy", path)
+        plain.unlink()
     return path
 
 

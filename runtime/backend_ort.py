@@ -170,7 +170,7 @@ def _release(version: str) -> tuple[int, ...]:
 def open_session(file: Path, options: Any, providers: list[Any], content: bytes | None = None) -> Any:
     """An ONNX Runtime session of a file, or of other content for it. Raises PruneVidError where it cannot be loaded."""
     try:
-        # Without a fallback: it prints to standard output, tries again on the CPU without a word, and fails again there.
+        # Without a fallback: it prints to standard output, and tries again on the CPU without a word.
         return ort.InferenceSession(content or str(file), options, providers=providers, enable_fallback=0)
     except Exception as error:  # as above
         raise PruneVidError(f"ONNX Runtime {ort.__version__} cannot load {file}: {first_line(error)}") from error

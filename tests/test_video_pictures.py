@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from ffmpeg import ffmpeg, shown
 from PIL import Image, ImageOps
@@ -56,14 +57,12 @@ def test_pages_of_a_tiff_are_frames_but_for_smaller_copies(tmp_path: Path) -> No
     assert _numbers(_animation(tmp_path / "a.tif"), 4) == [0, 3, 6, 9]
     from PIL import TiffImagePlugin
 
-    pages = []
-    for number, (side, subfile) in enumerate([(64, 0), (16, 1), (64, 0), (16, 1)]):
-        page = Image.fromarray(numbered_frame(number, side, side))
-        directory = TiffImagePlugin.ImageFileDirectory_v2()
-        directory[254] = subfile
-        page.encoderinfo = {"tiffinfo": directory}
-        pages.append(page)
-    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:], tiffinfo=pages[0].encoderinfo["tiffinfo"])
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "b.tif"), new=True) as file:
+        for number, (side, subfile) in enumerate([(64, 0), (16, 1), (64, 0), (16, 1)]):
+            directory = TiffImagePlugin.ImageFileDirectory_v2()
+            directory[254] = subfile
+            Image.fromarray(numbered_frame(number, side, side)).save(file, format="tiff", tiffinfo=directory)
+            file.newFrame()
     assert _numbers(tmp_path / "b.tif", 8) == [0, 2]
 
 
@@ -175,6 +174,8 @@ def test_modes(mode: str, tmp_path: Path) -> None:
     if mode in ("LA", "RGBA"):
         image.putalpha(0)  # what lies under it is shown, as by ffmpeg
     image.save(tmp_path / f"a.{suffix}")
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 writes YCbCr in a TIFF that it cannot read")
     frame = read_frames(tmp_path / f"a.{suffix}", 1).frames[0]
     with Image.open(tmp_path / f"a.{suffix}") as saved:
         np.testing.assert_array_equal(frame, np.asarray(saved.convert("RGB")))
@@ -237,8 +238,8 @@ def test_memory_does_not_grow_with_the_number_of_frames(kind: str, tmp_path: Pat
             Image.new("L", (side, side), number).save(tmp_path / f"{number}.png")
     elif kind == "gif":
         source = tmp_path / "a.gif"
-        images = [Image.new("P", (side, side), number) for number in range(count)]
-        images[0].save(source, save_all=True, append_images=images[1:])
+        images = [Image.new("L", (side, side), number) for number in range(count)]
+        images[0].save(source, save_all=True, append_images=images[1:], duration=100)
         assert source.stat().st_size < 10**6
     else:
         source = tmp_path / "a.mp4"

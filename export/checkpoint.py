@@ -22,7 +22,8 @@ import onnx_ir as ir
 import safetensors
 
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint_json import find_file, read_json, without_doubles
+from prunevid.export.checkpoint_json import find_file, read_json
+from prunevid.validation import without_doubles
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

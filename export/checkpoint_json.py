@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.errors import PruneVidError
+from prunevid.validation import without_doubles
 
 # Larger than any config or index there is; a tokenizer of 300,000 words has some 20 MB.
 _LARGEST = 1 << 26
@@ -57,16 +58,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise PruneVidError(f"{path} is damaged (no JSON object): download the checkpoint again")
     return data
-
-
-def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For ``json.loads``: an object whose keys are all different. Raises ValueError for one that is there twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:80]!r} is there twice")
-        found[key] = value
-    return found
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "require_number",
     "require_text",
     "shown",
+    "without_doubles",
 ]
 
 LARGEST = 2**31 - 1
@@ -66,3 +67,13 @@ def require_number(name: str, value: Any, least: float, most: float) -> None:
 def require_text(name: str, value: Any, longest: int) -> None:
     """Raise InvalidValueError unless a value is a text of 1 to ``longest`` characters."""
     require(name, value, isinstance(value, str) and 1 <= len(value) <= longest, f"a text of 1 to {longest} characters")
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: an object whose keys are all different. Raises ValueError for one that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        found[key] = value
+    return found

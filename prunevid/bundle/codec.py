@@ -10,7 +10,7 @@ import typing
 from typing import Any
 
 from prunevid.errors import InvalidValueError
-from prunevid.validation import shown
+from prunevid.validation import shown, without_doubles
 
 _MOST_DIGITS = 18
 _LONGEST_TEXT = 4096
@@ -27,7 +27,7 @@ def read_json(text: bytes) -> Any:
         parse_int=_integer,
         parse_float=_number,
         parse_constant=_number,
-        object_pairs_hook=_object,
+        object_pairs_hook=without_doubles,
     )
 
 
@@ -104,12 +104,3 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"it has the number {text[:40]}")
     return number
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"it has the entry {shown(name)} twice")
-        found[name] = value
-    return found

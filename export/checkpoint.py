@@ -23,7 +23,7 @@ import safetensors
 
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json
-from prunevid.validation import without_doubles
+from prunevid.validation import is_integer, without_doubles
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -357,8 +357,10 @@ def _read_header(file: Path) -> list[_Stored]:
 
 
 def _stored(file: Path, start: int, size: int, name: str, entry: dict[str, Any]) -> _Stored:
-    shape = tuple(int(n) for n in entry["shape"])
-    begin, end = (int(n) for n in entry["data_offsets"])
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    # To JSON, 1.5 and -Infinity are numbers, too, and true is one to Python.
+    if not all(map(is_integer, (*shape, begin, end))):
+        raise ValueError(f"the shape or place of {name} are no whole numbers")
     stored = _Stored(file, name, start + begin, str(entry["dtype"]), shape)
     # Other types than those that are read have other widths; whether such a tensor matters is seen later.
     width = math.prod(shape) * np.dtype(stored.dtype).itemsize if stored.dtype else end - begin

@@ -173,8 +173,15 @@ def _tune(args: argparse.Namespace) -> int:
         threads=getattr(args, "threads", None),
     )
     files = {name: Path(getattr(args, name)) for name in ("json", "png", "html") if hasattr(args, name)}
+    if len({file.resolve() for file in files.values()}) < len(files):
+        raise PruneVidError("two outputs have the same file name: give each its own")
+    inputs = [("the bundle", bundle) for bundle in args.bundles]
+    inputs += [(f"the {name}", getattr(args, name)) for name in ("questions", "videos") if hasattr(args, name)]
     for file in files.values():
-        check_output(file)
+        check_output(file, inputs=inputs)
+    videos = _videos(args)
+    for file in files.values():
+        check_output(file, inputs=[("a video", video.path) for video in videos])
 
     def write_front(data: dict[str, Any]) -> None:
         from prunevid.calibration.front_chart import draw_png
@@ -188,7 +195,7 @@ def _tune(args: argparse.Namespace) -> int:
             write_whole(files["html"], draw_page(data).encode())
 
     with on_stderr() as progress:
-        made = tune([Path(b) for b in args.bundles], _videos(args), Path(args.output), settings, progress, write_front)
+        made = tune([Path(b) for b in args.bundles], videos, Path(args.output), settings, progress, write_front)
     print(report_tuned(made))
     if made.chosen.outcome.agreement < settings.least_held_out:
         print("note: it agrees less than --min-agreement, and was written since --force says so", file=sys.stderr)

@@ -6,7 +6,7 @@ import codecs
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,8 +57,17 @@ def copy_file(source: Path, target: Path) -> None:
             output.write(block)
 
 
-def check_output(path: Path, what: str = "") -> None:
-    """Raise PruneVidError unless a file can be written to ``path``; ``what`` it is, with a space behind it."""
+def check_output(
+    path: Path, what: str = "", *, inputs: Iterable[tuple[str, str | os.PathLike[str] | None]] = ()
+) -> None:
+    """Raise PruneVidError unless a file can be written to ``path`` without harm to what is read.
+
+    what: it is, with a space behind it. inputs: what is read, each by a name such as "the video" and its path (None:
+    there is none); the output may not replace one of them, nor lie within a folder of them.
+    """
+    for name, source in inputs:
+        if source is not None:
+            _check_apart(path, name, source)
     path = _followed(path)
     try:
         exists = path.exists()
@@ -70,6 +79,24 @@ def check_output(path: Path, what: str = "") -> None:
         raise PruneVidError(f"cannot write {what}{path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise PruneVidError(f"cannot write {what}{path}: no permission to write into {path.parent}")
+
+
+def _check_apart(output: Path, name: str, source: str | os.PathLike[str]) -> None:
+    try:
+        at = os.stat(source)
+    except (OSError, ValueError):  # whoever reads it says so
+        return
+    # By what the names lead to: links and hard links are other names of the same.
+    place = Path(os.path.realpath(output))
+    for folder in (place, *place.parents):
+        try:
+            same = os.path.samestat(os.stat(folder), at)
+        except OSError:
+            continue
+        if same and folder == place:
+            raise PruneVidError(f"{output}: the output would overwrite {name}: give it another name")
+        if same:
+            raise PruneVidError(f"{output}: the output would lie within {name}, {source}: give a place outside of it")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -35,7 +35,9 @@ def only_one(file: Path, work: str) -> Iterator[None]:
         yield
     finally:
         # While it is still held: another process may have opened it, and will see that it is gone.
-        file.unlink(missing_ok=True)
+        # Where its folder was replaced, the name is gone or another's.
+        if _is_same(descriptor, file):
+            file.unlink(missing_ok=True)
         os.close(descriptor)
 
 

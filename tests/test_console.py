@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.usefixtures("ordinary_signals")
 
 ROOT = Path(__file__).parents[1]
 PREFIX = [sys.executable, "-m", "prunevid.cli"]
@@ -337,6 +340,68 @@ def test_mistakes_are_one_sentence(
     assert expected in line
     assert len(line) < 1000
     assert list(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("profile", "{bundle}", "--video", "{clip}", f"--{kind}") for kind in ("json", "csv", "html")),
+        ("show", "{bundle}", "--video", "{clip}", "--question", "why", "--output"),
+        ("fit", "{bundle}", "--device", "l4", "--json"),
+        ("build", "{bundle}", "--timing-cache"),
+        *(
+            (
+                "calibrate", "{bundle}", "--output", "{tmp}/new", "--tune-pruning", "--max-tokens", "0.5",
+                "--videos", "{tmp}/videos", f"--{kind}",
+            )
+            for kind in ("json", "png", "html")
+        ),
+    ],
+    ids=lambda command: f"{command[0]} {command[-1]}",
+)  # fmt: skip
+def test_an_output_does_no_harm_to_what_is_read(
+    demo_bundle: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    within: bool,
+) -> None:
+    from prunevid.cli import main
+
+    bundle, videos = tmp_path / "bundle", tmp_path / "videos"
+    shutil.copytree(demo_bundle, bundle)
+    videos.mkdir()
+    (tmp_path / "linked").symlink_to(bundle)
+    for number in range(4):
+        shutil.copy(clip, videos / f"{number}.mp4")
+    # Under other names than those that are given for reading: a hard link, and a link to the folder.
+    ending = ".png" if command[0] == "show" else ".mp4"
+    os.link(videos / "0.mp4", tmp_path / f"film{ending}")
+    harmed, what = tmp_path / f"film{ending}", "overwrite the video"
+    if within or command[0] in ("fit", "build"):
+        harmed, what = tmp_path / "linked" / ("new.png" if command[0] == "show" else "manifest.json"), "lie within"
+    elif command[0] == "calibrate":
+        harmed, what = videos / "front.png", "lie within the videos"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    given = [part.format(bundle=bundle, clip=videos / "0.mp4", tmp=tmp_path) for part in command]
+    assert main([*given, str(harmed)]) == 2
+    written = capsys.readouterr()
+    assert f"{harmed}: the output would {what}" in written.err
+    assert len(written.err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_pictures_of_a_front_have_two_names(
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prunevid.cli import main
+
+    tuning = ("--tune-pruning", "--max-tokens", "0.5", "--videos", str(tmp_path), "--output", str(tmp_path / "new"))
+    files = ("--json", str(tmp_path / "front"), "--html", str(tmp_path / "." / "front"))
+    assert main(["calibrate", str(demo_bundle), *tuning, *files]) == 2
+    assert "two outputs have the same file name" in capsys.readouterr().err
 
 
 def test_a_word_that_the_model_does_not_know_is_named(

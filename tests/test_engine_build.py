@@ -22,6 +22,7 @@ from prunevid.bundle import Manifest, open_bundle
 from prunevid.cli import main
 from prunevid.engines import EngineDevice, EngineSet, check_device
 from prunevid.errors import PruneVidError
+from prunevid.export.engine import builder
 from prunevid.export.engine import cli as build_cli
 from prunevid.export.engine import profiles as build_profiles
 from prunevid.export.engine.builder import build
@@ -69,6 +70,44 @@ def test_engines_become_part_of_the_bundle(path: Path) -> None:
     }
     assert set(after) - set(before) == {engine.file for engine in engines.graphs.values()}
     assert {graph for graph, _ in told} == set(GRAPHS)
+
+
+@pytest.mark.parametrize("when", ["building", "checked", "moved", "named"])
+def test_a_bundle_that_comes_in_the_place_of_another_is_not_overwritten(
+    path: Path, tiny_bundle: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """At every step: while an engine is built, and between the last check and the manifest."""
+    other = tiny_bundle("qwen2", "ort")
+
+    def replaced() -> None:
+        with bundles.new_bundle(path, overwrite=True) as folder:
+            shutil.copytree(other, folder, dirs_exist_ok=True)
+
+    def behind(done: Callable[..., Any], times: int) -> Callable[..., Any]:
+        count = 0
+
+        def doing(*given: Any) -> Any:
+            nonlocal count
+            result, count = done(*given), count + 1
+            if count == times:
+                replaced()
+            return result
+
+        return doing
+
+    toolkit = StandIn()
+    if when == "building":
+        monkeypatch.setattr(toolkit, "build", behind(toolkit.build, 2))
+    elif when == "moved":
+        monkeypatch.setattr(builder, "sha256_of", behind(builder.sha256_of, 2))
+    elif when == "checked":
+        monkeypatch.setattr(builder, "_check_unchanged", behind(builder._check_unchanged, 2))
+    else:
+        monkeypatch.setattr(builder, "write_manifest", behind(builder.write_manifest, 1))
+    with pytest.raises(PruneVidError, match="was replaced while engines were built of it: build them again"):
+        run_build(path, toolkit)
+    assert contents(path) == contents(other)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_the_manifest_of_engines_survives_being_written_and_read(path: Path) -> None:

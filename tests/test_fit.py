@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,9 @@ from prunevid.memory import (
     vision_bytes,
 )
 from prunevid.models import MODELS, ModelShape, model_shape
-from prunevid.runtime import SamplingConfig, chain, load
+from prunevid.runtime import SamplingConfig, load
+from prunevid.runtime.arrays import Array
+from prunevid.runtime.backend_ort import OrtGraph
 from prunevid.runtime.fit.budget import Shares, make_budget, most_frames
 from prunevid.runtime.fit.bundle_shape import shape_of
 from prunevid.runtime.fit.devices import DEVICES, Device, device_named
@@ -157,10 +159,39 @@ def test_what_is_exported_is_what_the_exporter_offers() -> None:
     assert settings.PRECISIONS == EXPORTED
 
 
-def test_block_sizes_are_the_runtimes() -> None:
-    constants = {name.lstrip("_"): value for name, value in vars(chain).items()}
-    assert constants["FRAMES_AT_ONCE"] == FRAMES_AT_ONCE
-    assert constants["ROWS_AT_ONCE"] == ROWS_AT_ONCE
+def test_weights_are_read_as_often_as_the_runtime_runs_their_graphs(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames and rows at once: what the estimate takes for granted, against the runs of a real question."""
+    rows: dict[str, list[int]] = {}
+    run = OrtGraph.run
+
+    def noted(self: OrtGraph, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
+        for name, axis in (("pixel_values", 0), ("inputs_embeds", 1), ("hidden", 1)):
+            if name in feeds and self._file.stem in ("vision_merge", "llm_pre", "llm_post"):
+                rows.setdefault(self._file.stem, []).append(feeds[name].shape[axis])
+        return run(self, feeds, outputs)
+
+    monkeypatch.setattr(OrtGraph, "run", noted)
+    pipeline = load(demo_bundle, "ort-cpu")
+    frames, model = 62, shape_of(pipeline.bundle)
+    video = synthetic_video(frames, pipeline.bundle.manifest.preprocessing.size)
+    counts = pipeline.ask(video, QUESTION, frames=frames, prune=False, max_new_tokens=1).token_counts
+    # More than two blocks of rows, and frames that do not fill the last batch.
+    assert counts.visual > 2 * ROWS_AT_ONCE
+    assert frames % FRAMES_AT_ONCE
+    for name, at_once in (("vision_merge", FRAMES_AT_ONCE), ("llm_pre", ROWS_AT_ONCE), ("llm_post", ROWS_AT_ONCE)):
+        assert max(rows[name]) == at_once
+    # Where arithmetic and all bytes but the weights' cost nothing, a stage takes what its weights' reading takes.
+    work = Workload(model, pipeline.bundle.manifest.prune.prune_layer, frames, counts)
+    device = replace(ORIN, fp32=1e30, fp16=1e30, int8=1e30)
+    made = estimate(work, PRECISIONS["fp32"], device)
+    parameters, rate = parameter_counts(model), ORIN.bandwidth * ORIN.bandwidth_efficiency
+    layer, layers = 4 * parameters.decoder / model.decoder.layers, work.prune_layer + 1
+    assert len(rows["vision_merge"]) * 4 * parameters.vision / rate == pytest.approx(made.stages_s["vision"])
+    assert len(rows["llm_pre"]) * layers * layer / rate == pytest.approx(made.stages_s["llm_pre"])
+    post = len(rows["llm_post"]) * (model.decoder.layers - layers) * layer + 4 * parameters.head
+    assert post / rate == pytest.approx(made.stages_s["llm_post"])
 
 
 SMALL = DecoderShape(4, 8, 16, heads=4, kv_heads=2, head_dim=2, vocab_size=10)

@@ -272,6 +272,7 @@ def _ask_elsewhere(prompt: ChatPrompt | Path, found: Any) -> None:
     found.put(asked.encode("what?").suffix.tolist())
 
 
+@pytest.mark.usefixtures("ordinary_signals")
 def test_an_interrupt_leaves_nothing_that_answers_the_wrong_question(tokenizer_file: Path) -> None:
     program = f"""
 import signal, sys, threading, os, time

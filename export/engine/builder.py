@@ -16,7 +16,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from prunevid import __version__
-from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
+from prunevid.bundle import MANIFEST, Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
 from prunevid.engines import EngineDevice, EngineSet, EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
@@ -170,6 +170,8 @@ def _alone(bundle: Bundle) -> Iterator[None]:
             _check_unchanged(bundle)
             yield
     except OSError as error:
+        # What was staged went away with the folder that was replaced.
+        _check_unchanged(bundle)
         raise PruneVidError(f"writing engines into {bundle.path} failed: {error.strerror or error}") from error
 
 
@@ -181,15 +183,16 @@ def _check_unchanged(bundle: Bundle) -> None:
 @contextmanager
 def _staging(bundle: Path) -> Iterator[Path]:
     """A folder within the bundle for what is being built, which vanishes at the end."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise PruneVidError(f"writing engines into {bundle} failed: {error.strerror or error}") from error
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as folder:
+        yield Path(folder)
 
 
 def _install(bundle: Bundle, folder: Path, engines: EngineSet) -> None:
-    """Move new engines into the bundle, then name them in its manifest, then remove those that it names no longer."""
+    """Move new engines into the bundle, then name them in its manifest, then remove those that it names no longer.
+
+    All of it is moved out of ``folder``, which no other bundle has: where one came into the place of this one at any
+    moment, moving fails, and what came stays as it is.
+    """
     records = {
         path.name: FileRecord(path.stat().st_size, sha256_of(path))
         for path in folder.iterdir()
@@ -205,14 +208,16 @@ def _install(bundle: Bundle, folder: Path, engines: EngineSet) -> None:
             (folder / name).replace(bundle.path / name)
             moved.append(bundle.path / name)
         _check_unchanged(bundle)
-        write_manifest(bundle.path, replace(bundle.manifest, files=dict(sorted(files.items())), engines=engines))
+        write_manifest(folder, replace(bundle.manifest, files=dict(sorted(files.items())), engines=engines))
+        (folder / MANIFEST).replace(bundle.path / MANIFEST)
     except BaseException:
         for path in moved:
-            if path.name not in bundle.manifest.files:
+            if path.name not in bundle.manifest.files and folder.is_dir():
                 path.unlink(missing_ok=True)
         raise
     for name in stale:
-        (bundle.path / name).unlink(missing_ok=True)
+        if folder.is_dir():
+            (bundle.path / name).unlink(missing_ok=True)
 
 
 def _silent(graph: str, what: str, done: int, total: int) -> None:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if workspace is not None and workspace < 1:
         raise PruneVidError(f"--workspace must be 1 MiB or more, not {workspace}")
     if cache is not None:
-        check_output(Path(cache), "the timing cache ")
+        check_output(Path(cache), "the timing cache ", inputs=[("the bundle", args.bundle)])
     from prunevid.export.engine.builder import build
     from prunevid.export.engine.toolkit import BuildSettings
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise PruneVidError(f"--device {LOCAL} measures: it needs a BUNDLE, which `prunevid export` makes")
     device = None if args.device == LOCAL else device_named(args.device)
     if args.json not in (None, STDOUT):
-        check_output(Path(args.json))
+        check_output(Path(args.json), inputs=[("the bundle", args.bundle)])
     model, prune = _model(args)
 
     from prunevid.runtime.fit.budget import Shares, make_budget

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from prunevid.runtime.profile.terminal import print_result
 
     outputs = {name: getattr(args, name) for name in _OUTPUTS if hasattr(args, name)}
-    check_outputs(list(outputs.values()))
+    check_outputs(list(outputs.values()), args.video, args.bundle)
     if not Path(args.video).exists():
         raise PruneVidError(f"{args.video}: there is no such file or folder; check the path of the video")
     result = _measure(args)

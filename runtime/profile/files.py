@@ -25,15 +25,18 @@ _FIGURES = ("ratio", *_OF_STAGES, "tokens_per_s", "kv_bytes")
 _COLUMNS = ("variant", "frames", *_SETTINGS, "measure", *_STATISTICS, *_FIGURES)
 
 
-def check_outputs(paths: Sequence[str]) -> None:
-    """See that results can be written, before they are measured. Raises PruneVidError where one cannot."""
+def check_outputs(paths: Sequence[str], video: str, bundle: str) -> None:
+    """See that results can be written, before they are measured, and not over what is measured.
+
+    Raises PruneVidError where one cannot.
+    """
     if paths.count(STDOUT) > 1:
         raise PruneVidError("only one output can go to standard output (-)")
     files = [Path(path) for path in paths if path != STDOUT]
     if len({file.resolve() for file in files}) < len(files):
         raise PruneVidError("two outputs have the same file name: give each its own")
     for file in files:
-        check_output(file)
+        check_output(file, inputs=(("the video", video), ("the bundle", bundle)))
 
 
 def to_json(result: ProfileResult) -> str:

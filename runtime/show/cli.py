@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask the question, draw what it kept, and say what was written."""
     output = Path(args.output)
-    check_picture(output, Path(args.video))
+    check_picture(output, args.video, args.bundle)
     from prunevid.runtime.pipeline import load
     from prunevid.runtime.show.maps import observe
     from prunevid.runtime.show.style import drawable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +16,11 @@ _FORMATS = (".png", ".gif", ".html")
 _WHICH = "the output must be a .png, .gif or .html file"
 
 
-def check_picture(path: Path, video: Path) -> None:
-    """Raise PruneVidError unless a picture can be written to ``path`` without harm to the video that it is of."""
+def check_picture(path: Path, video: str, bundle: str) -> None:
+    """Raise PruneVidError unless a picture can be written to ``path`` without harm to what it is made from."""
     if path.suffix.lower() not in _FORMATS:
         raise PruneVidError(f"{path}: {_WHICH}")
-    check_output(path)
-    if path.exists() and os.path.exists(video) and path.samefile(video):
-        raise PruneVidError(f"{path}: the output would overwrite the video: give it another name")
+    check_output(path, inputs=(("the video", video), ("the bundle", bundle)))
 
 
 def save(maps: TokenMaps, path: Path) -> None:

@@ -25,9 +25,9 @@ from benchmarks.fuzz.verdict import MEMORY_ALLOWED, judge, sentence
 # Cases of each kind, and how many must be answered and refused, in how many different sentences: a suite in which all
 # of them end at the same check tries nothing.
 COUNTS = {
-    "video": (70, 20, 7, 7),
-    "bundle": (70, 10, 20, 15),
-    "checkpoint": (12, 2, 2, 2),
+    "video": (45, 12, 5, 5),
+    "bundle": (45, 6, 14, 10),
+    "checkpoint": (8, 2, 2, 2),
     "command": (300, 40, 100, 50),
 }
 SEED = 0

@@ -48,6 +48,7 @@ class ChatPrompt:
     Attributes:
         tokenizer: The tokenizer, for decoding.
         eos_ids: As given, increasing.
+        prefix: Token ids before the video, int64 [p], of any question without a system message.
         least_tokens: Tokens around a video with the shortest of questions.
 
     Raises:
@@ -85,6 +86,7 @@ class ChatPrompt:
             raise PruneVidError("the chat template puts the question before the video; it must come after it")
         if np.array_equal(one.suffix, other.suffix):
             raise PruneVidError("the chat template leaves the question out; it must write the message's text")
+        self.prefix = one.prefix
         self.least_tokens = len(one.prefix) + len(one.suffix)
 
     @classmethod
@@ -122,17 +124,20 @@ class ChatPrompt:
         Raises:
             PruneVidError: The template fails.
         """
+        return self.tokenizer.render(self._given(question, system))
+
+    def _given(self, question: str, system: str | None) -> dict[str, Any]:
+        """The template's variables."""
         content = [{"type": "video"}, {"type": "text", "text": question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return self.tokenizer.render(self._variables | given)
+        return self._variables | given
 
     def _encode(self, question: str, system: str | None) -> PromptIds:
-        text = self.render(question, system)
-        bos = self._variables.get("bos_token")
-        ids = self._ids(text, add_special=self._add_special and not (bos and text.startswith(bos)))
+        given = self._given(question, system)
+        ids = self.tokenizer.encode_prompt(given, add_special_tokens=self._add_special)
         if ids.count(self._video_id) != 1:
             raise PruneVidError(
                 f"the chat template writes {self._video_token!r} {ids.count(self._video_id)} times for one "
@@ -141,8 +146,8 @@ class ChatPrompt:
         split = ids.index(self._video_id)
         return PromptIds(np.array(ids[:split], np.int64), np.array(ids[split + 1 :], np.int64))
 
-    def _ids(self, text: str, add_special: bool = False) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=add_special)
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
 
     def _special_tokens(self) -> dict[int, str]:
         special = {self._video_id: self._video_token}

@@ -78,8 +78,8 @@ class VideoSession:
         self._thread = local()
         # Whose rows stand behind the video; None when nobody wants them any more.
         self._holder: Callable[[], _Rows | None] = lambda: None
-        # Any question will do: what stands before the video does not depend on it.
-        prefix = prompt.encode("?").prefix
+        # What stands before the video does not depend on the question.
+        prefix = prompt.prefix
         self._text_before = len(prefix)
         rows = len(prefix) + len(video.tokens) + 1
         self.prefix_rows = rows

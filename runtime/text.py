@@ -15,8 +15,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Tokenizer(Protocol):
     """What is needed of a tokenizer, as the tokenizers library has it."""
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of ids."""
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Texts of several lists of ids."""
         ...
 
     def id_to_token(self, token: int) -> str | None:
@@ -64,12 +64,12 @@ class StreamDecoder:
 
     def _new_text(self) -> str | None:
         """What the pending tokens add to the text; None while they change what comes before them."""
-        before = self._decode(self._context)
-        together = self._decode(self._context + self._pending)
+        if not self._pending:
+            return ""
+        both = [self._context, self._context + self._pending]
+        # At once: a tokenizer in another process is asked for every token.
+        before, together = self._tokenizer.decode_batch(both, skip_special_tokens=True)
         return together[len(before) :] if together.startswith(before) else None
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _is_byte(self, token: int) -> bool:
         piece = self._tokenizer.id_to_token(token)

@@ -73,9 +73,22 @@ class TextProcess:
         """Ids of a text."""
         return cast("list[int]", self._ask("encode", text=text, add_special_tokens=add_special_tokens))
 
+    def encode_prompt(self, variables: dict[str, Any], *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of the prompt that the template makes of its variables.
+
+        Special tokens are not added where the template has written the variable bos_token itself, as in transformers'
+        processors.
+        """
+        return cast("list[int]", self._ask("encode_prompt", variables=variables, add_special_tokens=add_special_tokens))
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids."""
-        return cast(str, self._ask("decode", ids=list(map(int, ids)), skip_special_tokens=skip_special_tokens))
+        return self.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
+
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Texts of several lists of ids, asked for at once."""
+        plain = [list(map(int, ids)) for ids in sequences]
+        return cast("list[str]", self._ask("decode_batch", sequences=plain, skip_special_tokens=skip_special_tokens))
 
     def token_to_id(self, token: str) -> int | None:
         """Id of a token; None where there is none."""

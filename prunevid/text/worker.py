@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,8 +56,16 @@ class _Worker:
         except BaseException as error:
             raise refusal(error, "the tokenizer of this model cannot read this text") from error
 
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """Text of ids."""
+    def encode_prompt(self, variables: dict[str, Any], add_special_tokens: bool) -> list[int]:
+        """Ids of the prompt; special tokens are not added where the template has written bos_token itself."""
+        text, bos = self.render(variables), variables.get("bos_token")
+        return self.encode(text, add_special_tokens and not (bos and text.startswith(bos)))
+
+    def decode_batch(self, sequences: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        """Texts of several lists of ids, one by one: the library's own batch starts threads, which take memory."""
+        return [self._decode(ids, skip_special_tokens) for ids in sequences]
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         try:
             text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
@@ -84,6 +93,10 @@ def main() -> None:
     """Answer requests until there are no more."""
     # Ctrl-C goes to all processes of a terminal: whoever asks decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
 
@@ -112,13 +125,18 @@ def _bound(file_size: int) -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(os.pread(_own_pages(), 64, 0).split()[0])
         limit = pages * resource.getpagesize() + LIMITS.memory(file_size)
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (limit if most < 0 else min(limit, most), most))
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, LIMITS.seconds(file_size))
+
+
+@cache
+def _own_pages() -> int:
+    """Linux's account of this process's memory, open: it is read at every request."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _unbound() -> None:

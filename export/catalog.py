@@ -10,6 +10,7 @@ from typing import Any
 
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file
+from prunevid.files import reading
 
 _MODELS = Path(__file__).parent / "models"
 # What an export reads of a checkpoint; a hub repository may hold much else.
@@ -79,12 +80,9 @@ def find_checkpoint(model: KnownModel, given: str | None) -> Path:
 
 
 def _local(folder: Path) -> Path:
-    try:
-        is_folder = folder.is_dir()
-    except OSError as error:  # a parent that may not be entered
-        raise PruneVidError(f"cannot read {folder}: {error.strerror or error}") from error
-    if not is_folder:
-        raise PruneVidError(f"there is no checkpoint folder at {folder}")
+    with reading(folder):  # a parent may not be entered
+        if not folder.is_dir():
+            raise PruneVidError(f"there is no checkpoint folder at {folder}")
     if not find_file(folder, "config.json"):
         raise PruneVidError(f"{folder} is not a checkpoint: it has no config.json")
     return folder

@@ -23,6 +23,7 @@ import safetensors
 
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json
+from prunevid.files import reading
 from prunevid.validation import is_integer, without_doubles
 
 _SINGLE = "model.safetensors"
@@ -135,10 +136,8 @@ class _Stored:
         # Plain reads rather than a memory map: mapped pages of a whole shard would count as memory of this process.
         width = math.prod(self.shape[1:])
         offset, count = self.offset + start * width * np.dtype(self.dtype).itemsize, (stop - start) * width
-        try:
+        with reading(self.file):
             values = np.fromfile(self.file, self.dtype, count, offset=offset)
-        except OSError as error:
-            raise PruneVidError(f"cannot read {self.file}: {error.strerror or error}") from error
         if values.size != count:
             raise PruneVidError(f"{self.file} became shorter while it was read: keep it as it is during an export")
         return values.reshape((stop - start, *self.shape[1:]))
@@ -338,16 +337,13 @@ def _read_header(file: Path) -> list[_Stored]:
     Source: the format's description in the safetensors README.
     """
     damaged = f"{file} is truncated or damaged: download the checkpoint again"
-    try:
-        with file.open("rb") as handle:
-            size = file.stat().st_size
-            prefix = handle.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LARGEST_HEADER
-            if 8 + length > size or length >= _LARGEST_HEADER:
-                raise PruneVidError(damaged)
-            content = handle.read(length)
-    except OSError as error:
-        raise PruneVidError(f"cannot read {file}: {error.strerror or error}") from error
+    with reading(file), file.open("rb") as handle:
+        size = file.stat().st_size
+        prefix = handle.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LARGEST_HEADER
+        if 8 + length > size or length >= _LARGEST_HEADER:
+            raise PruneVidError(damaged)
+        content = handle.read(length)
     try:
         header = json.loads(content, object_pairs_hook=without_doubles)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}

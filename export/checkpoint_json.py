@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.errors import PruneVidError
+from prunevid.files import reading
 from prunevid.validation import without_doubles
 
 # Larger than any config or index there is; a tokenizer of 300,000 words has some 20 MB.
@@ -21,13 +22,15 @@ def find_file(folder: Path, name: str) -> Path | None:
     """
     path = folder / name
     try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise PruneVidError(f"cannot read {path}: it is a link to a file that is not there") from None
-        return None
-    except (OSError, ValueError) as error:
-        raise PruneVidError(f"cannot read {path}: {_reason(error)}") from error
+        with reading(path):
+            try:
+                mode = path.stat().st_mode
+            except FileNotFoundError:
+                if path.is_symlink():
+                    raise PruneVidError(f"cannot read {path}: it is a link to a file that is not there") from None
+                return None
+    except ValueError as error:  # null characters in a name
+        raise PruneVidError(f"cannot read {path}: {error}") from error
     if not stat.S_ISREG(mode):
         raise PruneVidError(f"cannot read {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
     return path
@@ -35,11 +38,8 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 def read_text(path: Path) -> str:
     """A text file's content. Raises PruneVidError where it cannot be read, is no UTF-8, or is larger than any is."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise PruneVidError(f"cannot read {path}: {_reason(error)}") from error
+    with reading(path), path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise PruneVidError(f"{path} is larger than {_LARGEST >> 20} MB, which no file of its kind is")
     try:
@@ -58,7 +58,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise PruneVidError(f"{path} is damaged (no JSON object): download the checkpoint again")
     return data
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)

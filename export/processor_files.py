@@ -18,7 +18,6 @@ from prunevid.export.schema import (
     anything,
     conform,
     either,
-    is_number,
     list_of,
     number,
     one_of,
@@ -30,6 +29,7 @@ from prunevid.export.schema import (
     whole,
 )
 from prunevid.preprocessing import Preprocessing
+from prunevid.validation import is_number
 
 _NESTED = "processor_config.json"
 _FILES = ("video_preprocessor_config.json", "preprocessor_config.json")

@@ -16,6 +16,7 @@ from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json, read_text
 from prunevid.export.schema import Section, conform, either, list_of, optional, refuse, text, whole
+from prunevid.files import reading
 from prunevid.text.process import TextProcess
 
 TOKENIZER = "tokenizer.json"
@@ -173,10 +174,8 @@ def _chat_template(checkpoint: Path) -> tuple[str, Path]:
 
 def _additional_templates(checkpoint: Path) -> list[str]:
     folder = checkpoint / _TEMPLATES
-    try:
+    with reading(folder):
         return [path.stem for path in folder.glob("*.jinja")] if folder.is_dir() else []
-    except OSError as error:
-        raise PruneVidError(f"cannot read {folder}: {error.strerror or error}") from error
 
 
 def _default_of(found: Any, file: Path) -> str:

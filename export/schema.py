@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunevid.errors import PruneVidError
+from prunevid.validation import is_integer, is_number
 
 _SHOWN = 60
 
@@ -46,7 +46,7 @@ def show(value: Any) -> str:
 
 def whole(low: int, high: int) -> Rule:
     """A whole number within bounds."""
-    return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+    return Rule(f"a whole number from {low} to {high}", lambda value: is_integer(value) and low <= value <= high)
 
 
 def number(low: float, high: float) -> Rule:
@@ -111,11 +111,6 @@ def optional(rule: Rule) -> Rule:
 def anything() -> Rule:
     """Any value: the key is known to change nothing here."""
     return Rule("anything", lambda value: True)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number; to Python, true and false are numbers, too."""
-    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def conform(data: Any, section: Section, file: str, where: str = "") -> dict[str, Any]:

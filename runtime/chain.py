@@ -119,7 +119,7 @@ class Chain:
         The graph merges each batch of frames on the way, which is dropped: a merge over few frames costs next to
         nothing beside their encoding (docs/benchmarks.md has the figure).
         """
-        return self._encode(self._checked(self._pixels, pixel_values))
+        return self._encode(_checked(self._pixels, pixel_values))
 
     def _encode(self, pixel_values: np.ndarray) -> Array:
         """Features of any number of frames, none included."""
@@ -134,7 +134,7 @@ class Chain:
 
     def merge(self, features: Array, prune: PruneConfig) -> VideoTokens:
         """Merge features [T, N, C] into visual tokens."""
-        features = self._checked(self._features, features)
+        features = _checked(self._features, features)
         feeds = {"features": features, **self._settings(prune, len(features))}
         return self._merged(self._merge.run(feeds, dict.fromkeys(_MERGED)), len(features))
 
@@ -143,17 +143,10 @@ class Chain:
 
         The same tokens as of :meth:`encode` and :meth:`merge`, in one run less.
         """
-        pixel_values = self._checked(self._pixels, pixel_values)
+        pixel_values = _checked(self._pixels, pixel_values)
         before = (len(pixel_values) - 1) // FRAMES_AT_ONCE * FRAMES_AT_ONCE
         feeds = self._vision_feeds(pixel_values[before:], self._encode(pixel_values[:before]), prune)
         return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)), len(pixel_values))
-
-    def _checked(self, slot: Slot, frames: Any) -> Any:
-        """Pixel values or features as graphs read them, of one frame or more: runtimes die of a tower over none."""
-        checked = slot.readable(frames)
-        if not len(checked):
-            raise PruneVidError("there are no frames to encode or merge: give at least one")
-        return checked
 
     def _vision_feeds(self, pixel_values: np.ndarray, past: Array, prune: PruneConfig) -> dict[str, Array]:
         settings = self._settings(prune, len(past) + len(pixel_values))
@@ -185,7 +178,7 @@ class Chain:
 
     def unmerged(self, features: Array) -> VideoTokens:
         """Features [T, N, C] as they are, each frame a group of its own: what merging is compared with."""
-        features = self._checked(self._features, features)
+        features = _checked(self._features, features)
         frames, tokens, channels = features.shape
         index = np.arange(frames * tokens, dtype=np.int64)
         return VideoTokens(
@@ -313,6 +306,14 @@ class Chain:
             "cluster_counts": prune.cluster_counts(self.manifest.model.tokens_per_frame),
             "static_threshold": np.array(prune.static_threshold, np.float32),
         }
+
+
+def _checked(slot: Slot, frames: Any) -> Any:
+    """Pixel values or features as graphs read them, of one frame or more: runtimes die of a tower over none."""
+    checked = slot.readable(frames)
+    if not len(checked):
+        raise PruneVidError("there are no frames to encode or merge: give at least one")
+    return checked
 
 
 def positions(start: int, rows: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
 from prunevid.runtime.backend import choose_backend
-from prunevid.runtime.chain import Chain
+from prunevid.runtime.chain import Chain, VideoTokens
 from prunevid.runtime.preprocess import preprocess, resizer
 from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
@@ -99,18 +99,21 @@ class Pipeline:
             sampled = read_frames(video, count, resizer(self.preprocessing))
         with timings.stage("preprocess"):
             pixel_values = preprocess(sampled.frames, self.preprocessing)
-        if settings is None or merge_apart:
-            with timings.stage("vision"):
-                features = self.chain.encode(pixel_values)
-        if settings is None:
-            tokens = self.chain.unmerged(features)
-        elif merge_apart:
-            with timings.stage("merge"):
-                tokens = self.chain.merge(features, settings)
-        else:
-            with timings.stage("vision"):
-                tokens = self.chain.encode_and_merge(pixel_values, settings)
+        tokens = self._encode(pixel_values, settings, merge_apart, timings)
         return VideoSession(self.chain, self.prompt, tokens, settings, opening=timings, skipped_frames=sampled.skipped)
+
+    def _encode(
+        self, pixel_values: np.ndarray, settings: PruneConfig | None, merge_apart: bool, timings: Timings
+    ) -> VideoTokens:
+        if settings is not None and not merge_apart:
+            with timings.stage("vision"):
+                return self.chain.encode_and_merge(pixel_values, settings)
+        with timings.stage("vision"):
+            features = self.chain.encode(pixel_values)
+        if settings is None:
+            return self.chain.unmerged(features)
+        with timings.stage("merge"):
+            return self.chain.merge(features, settings)
 
     def ask(
         self,

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzz.bases import Bases
-from benchmarks.fuzz.hostile import TEMPLATES, TOKENIZERS, hostile_graph
+from benchmarks.fuzz.hostile import TEMPLATES, hostile_graph, tokenizer_hostile
 from benchmarks.fuzz.job import Job
 from benchmarks.fuzz.json_text import damage_json
 from benchmarks.fuzz.protobuf import damage_model
@@ -43,22 +43,26 @@ def make(rng: Random, bases: Bases, folder: Path) -> Job:
     name = rng.choice(list(bases.bundles))
     bundle = folder / "bundle"
     shutil.copytree(bases.bundles[name], bundle)
-    damages = [_manifest] * 8 + [_graph_fields] * 5 + [_graph_hostile] * 3 + [_tokenizer] * 3
-    damages += [
-        _tokenizer_hostile,
-        _tokenizer_hostile,
+    damages: list[Callable[[Random, Path], str]] = [
+        *[_manifest] * 8,
+        *[_graph_fields] * 5,
+        *[_graph_hostile] * 3,
+        *[_tokenizer] * 3,
+        *[tokenizer_hostile] * 2,
         _template,
-        _template_hostile,
-        _template_hostile,
-        _template_hostile,
+        *[_template_hostile] * 3,
+        _graph_bytes,
+        _weights,
+        _embeddings,
+        *[_files] * 2,
+        _records,
     ]
-    damages += [_graph_bytes, _weights, _embeddings, _files, _files, _records]
     damage = rng.choice(damages)
     detail = damage(rng, bundle)
     if damage not in (_records, _manifest):
         record(bundle)
     command = rng.choice(_COMMANDS)
-    return _job(command, bases, folder, damage.__name__[1:].replace("_", ", "), f"{name}: {detail}")
+    return _job(command, bases, folder, damage.__name__.lstrip("_").replace("_", ", "), f"{name}: {detail}")
 
 
 def _job(command: str, bases: Bases, folder: Path, mutation: str, detail: str) -> Job:
@@ -200,15 +204,6 @@ def _tokenizer(rng: Random, bundle: Path) -> str:
     data, done = damage_json(rng, path.read_text())
     path.write_bytes(data)
     return done
-
-
-def _tokenizer_hostile(rng: Random, bundle: Path) -> str:
-    path = bundle / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    name = rng.choice(list(TOKENIZERS))
-    TOKENIZERS[name](tokenizer)
-    path.write_text(json.dumps(tokenizer))
-    return name
 
 
 def _template(rng: Random, bundle: Path) -> str:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzz.bases import Bases
-from benchmarks.fuzz.hostile import TEMPLATES, TOKENIZERS
+from benchmarks.fuzz.hostile import TEMPLATES, tokenizer_hostile
 from benchmarks.fuzz.job import Job
 from benchmarks.fuzz.json_text import damage_json, odd_value
 from benchmarks.fuzz.raw import damage_bytes
@@ -46,13 +46,13 @@ def make(rng: Random, bases: Bases, folder: Path) -> Job:
     name = rng.choice(list(bases.checkpoints))
     checkpoint = folder / "checkpoint"
     shutil.copytree(bases.checkpoints[name], checkpoint)
-    damages = [_json] * 9 + [_header] * 4 + [_template, _tokenizer_hostile, _numbers, _weights_bytes, _files]
+    damages = [_json] * 9 + [_header] * 4 + [_template, tokenizer_hostile, _numbers, _weights_bytes, _files]
     if (checkpoint / INDEX).exists():
         damages += [_index] * 6
     damage = rng.choice(damages)
     detail = damage(rng, checkpoint)
     options = rng.choice([(), (), (), ("--precision", "fp16"), ("--dialect", "portable"), ("--frames", "3")])
-    return _job(damage.__name__[1:].replace("_", ", "), f"{name}: {detail}", *options)
+    return _job(damage.__name__.lstrip("_").replace("_", ", "), f"{name}: {detail}", *options)
 
 
 def _job(mutation: str, detail: str, *options: str) -> Job:
@@ -163,15 +163,6 @@ def _template(rng: Random, checkpoint: Path) -> str:
     path = checkpoint / _TEMPLATE
     name = rng.choice(list(TEMPLATES))
     path.write_text(TEMPLATES[name].replace("@", path.read_text()))
-    return name
-
-
-def _tokenizer_hostile(rng: Random, checkpoint: Path) -> str:
-    path = checkpoint / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    name = rng.choice(list(TOKENIZERS))
-    TOKENIZERS[name](tokenizer)
-    path.write_text(json.dumps(tokenizer))
     return name
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
-__all__ = ["GRAPHS", "TEMPLATES", "TOKENIZERS"]
+__all__ = ["GRAPHS", "TEMPLATES", "TOKENIZERS", "hostile_graph", "tokenizer_hostile"]
 
 _LOOPS = "{% for a in range(99999) %}" * 4 + "x" + "{% endfor %}" * 4
 # By name; @ is replaced by the whole template, so that what comes beside the harm is right.
@@ -159,6 +160,16 @@ TOKENIZERS: dict[str, Callable[[dict[str, Any]], None]] = {
         }
     ),
 }
+
+
+def tokenizer_hostile(rng: Random, folder: Path) -> str:
+    """Make the tokenizer of a bundle or checkpoint one of these; returns which."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    name = rng.choice(list(TOKENIZERS))
+    TOKENIZERS[name](tokenizer)
+    path.write_text(json.dumps(tokenizer))
+    return name
 
 
 # Graphs

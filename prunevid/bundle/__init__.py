@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from prunevid.bundle.checksums import record_files, sha256_of
 from prunevid.bundle.manifest import (
-    GRAPHS,
     MANIFEST,
     MOST_FRAMES,
     SCHEMA_VERSION,
@@ -28,7 +27,6 @@ __all__ = [
     "Bundle",
     "EmbeddingSpec",
     "FileRecord",
-    "GRAPHS",
     "GraphSpec",
     "MANIFEST",
     "MOST_FRAMES",

@@ -154,4 +154,4 @@ CHAIN: dict[str, Callable[[Manifest], Tensors]] = {
     "select": _select,
     "llm_post": _llm_post,
 }
-"""The graphs that a bundle can have, with what each takes and gives."""
+"""The chain's graphs, which every bundle has and no others, with what each takes and gives."""

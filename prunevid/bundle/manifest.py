@@ -16,8 +16,6 @@ from prunevid.validation import require, require_integer, require_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-# The chain's graphs, which every bundle has.
-GRAPHS = frozenset({"vision_merge", "merge", "llm_pre", "select", "llm_post"})
 MOST_FRAMES = 10_000
 """Frames of a video that a bundle can be for."""
 FAMILIES = ("llava_onevision",)

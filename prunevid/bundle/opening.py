@@ -11,8 +11,9 @@ from pathlib import Path
 from prunevid.bundle.checksums import sha256_of
 from prunevid.bundle.codec import UnknownEntryError, decode, read_json
 from prunevid.bundle.consistency import check_manifest
+from prunevid.bundle.contract import CHAIN
 from prunevid.bundle.graphs import check_graph
-from prunevid.bundle.manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, FileRecord, Manifest
+from prunevid.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest
 from prunevid.bundle.names import InvalidNameError
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
@@ -116,7 +117,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 "again"
             )
         manifest: Manifest = decode(Manifest, data, MANIFEST)
-        if missing := sorted(GRAPHS - manifest.graphs.keys()):
+        if missing := sorted(CHAIN.keys() - manifest.graphs.keys()):
             raise PruneVidError(
                 f"the bundle {folder} lacks the graph {missing[0]!r} (an older release wrote it, or it is damaged): "
                 "export it again"

@@ -295,6 +295,7 @@ def _assemble(
         quantization=Quantization(recipe.name, done, 0, 0.0, 0.0, "int8" if cache_scales else None),
         files=record_files(folder),
         engines=None,
+        rtx_engines=None,
     )
     write_manifest(folder, manifest)
     workspace.record("bundle", choice)
@@ -337,8 +338,7 @@ def _copy_others(bundle: Bundle, quantized: Mapping[str, QuantizedGraph], folder
     """Copy the bundle's files, but for those of quantized graphs and engines."""
     replaced = {bundle.manifest.graphs[name].file for name in quantized}
     replaced |= {f"{file}.data" for file in replaced}
-    if bundle.manifest.engines:
-        replaced |= {engine.file for engine in bundle.manifest.engines.graphs.values()}
+    replaced |= {engine.file for engine in bundle.manifest.all_engines}
     others = [name for name in bundle.manifest.files if name not in replaced]
     progress.step("copying the rest", len(others))
     for name in others:

@@ -30,7 +30,7 @@ from prunevid.runtime.sampling import SamplingConfig
 from prunevid.tuning import Tuning
 
 # What may differ between bundles of one model that were exported with different prune layers.
-_MAY_DIFFER = frozenset({"created_by", "prune", "graphs", "files", "engines", "quantization", "tuning"})
+_MAY_DIFFER = frozenset({"created_by", "prune", "graphs", "files", "engines", "rtx_engines", "quantization", "tuning"})
 _SAME_PRUNE = ("neighbours", "min_cluster_tokens", "selection")
 
 

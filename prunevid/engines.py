@@ -1,7 +1,8 @@
-"""What a manifest says of TensorRT engines: which device they are for, and what each of them takes.
+"""What a manifest says of TensorRT engines: which devices they are for, and what each of them takes.
 
-An engine runs only with the TensorRT release and on the kind of GPU that it was built with. Whoever loads one asks
-:func:`check_device` first.
+An engine of TensorRT runs only with the release and on the kind of GPU that it was built with, one of TensorRT for RTX
+only with its release and on the compute capabilities that it was built for. Whoever loads one asks :func:`check_device`
+or :func:`check_rtx_device` first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from prunevid.errors import InvalidValueError, PruneVidError
 from prunevid.validation import LARGEST, require, require_text, shown
 
 _LONGEST = 200
+_MOST_CAPABILITIES = 32
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,26 @@ class EngineSet:
     graphs: dict[str, EngineSpec]
 
 
+@dataclass(frozen=True)
+class RtxEngineSet:
+    """The engines of a bundle's graphs, by graph, all built by one release of TensorRT for RTX, on whatever machine.
+
+    release: its full version ("1.7.1.116"). capabilities: the GPUs that the engines are for ("8.6", "12.0"), ascending.
+    """
+
+    release: str
+    capabilities: tuple[str, ...]
+    graphs: dict[str, EngineSpec]
+
+    def __post_init__(self) -> None:
+        version = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2,3}", self.release)
+        require("release", self.release, version is not None, "a version of TensorRT for RTX, such as 1.7.1.116")
+        known = all(re.fullmatch(r"(0|[1-9][0-9]?)\.[0-9]", capability) for capability in self.capabilities)
+        numbers = [_number(capability) for capability in self.capabilities] if known else []
+        holds = 1 <= len(numbers) <= _MOST_CAPABILITIES and numbers == sorted(set(numbers))
+        require("capabilities", self.capabilities, holds, "compute capabilities such as 8.6, each once, ascending")
+
+
 def check_device(engines: EngineSet, here: EngineDevice) -> None:
     """Raise PruneVidError where these engines cannot run: another TensorRT or GPU, or a driver older than theirs."""
     built = engines.device
@@ -102,6 +124,23 @@ def check_device(engines: EngineSet, here: EngineDevice) -> None:
     raise PruneVidError(
         f"the engines of this bundle do not run here: {what} is {ours}, they need {theirs}: "
         "build them again on this machine with `prunevid build`"
+    )
+
+
+def check_rtx_device(engines: RtxEngineSet, release: str, capability: str) -> None:
+    """Raise PruneVidError where these engines cannot run: another release, or a GPU that they were not built for.
+
+    release: TensorRT for RTX's full version here. capability: the GPU's compute capability ("8.9").
+    """
+    if engines.release != release:
+        what, ours, theirs = "TensorRT-RTX", release, engines.release
+    elif capability not in engines.capabilities:
+        what, ours, theirs = "the GPU's compute capability", capability, " or ".join(engines.capabilities)
+    else:
+        return
+    raise PruneVidError(
+        f"the TensorRT-RTX engines of this bundle do not run here: {what} is {ours}, they need {theirs}: "
+        "build them again with `prunevid build --device rtx`"
     )
 
 

@@ -20,7 +20,7 @@ from builder_stand_in import ORIN, SHAPE_INPUTS, StandIn
 from prunevid import bundle as bundles
 from prunevid.bundle import Manifest, open_bundle
 from prunevid.cli import main
-from prunevid.engines import EngineDevice, EngineSet, check_device
+from prunevid.engines import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import builder
 from prunevid.export.engine import cli as build_cli
@@ -306,6 +306,21 @@ def test_engines_of_another_device_are_refused(here: EngineDevice, sentence: str
     check_device(engines, dataclasses.replace(ORIN, driver="13.10"))
     with pytest.raises(PruneVidError, match=f"{sentence}.*build them again"):
         check_device(engines, here)
+
+
+@pytest.mark.parametrize(
+    ("release", "capability", "sentence"),
+    [
+        ("1.7.0.3", "8.6", "TensorRT-RTX is 1.7.0.3, they need 1.7.1.116"),
+        ("1.7.1.116", "8.9", "the GPU's compute capability is 8.9, they need 8.6 or 12.0"),
+    ],
+)
+def test_engines_for_rtx_of_another_release_or_gpu_are_refused(release: str, capability: str, sentence: str) -> None:
+    engines = RtxEngineSet("1.7.1.116", ("8.6", "12.0"), {})
+    check_rtx_device(engines, "1.7.1.116", "8.6")
+    check_rtx_device(engines, "1.7.1.116", "12.0")
+    with pytest.raises(PruneVidError, match=f"{sentence}: build them again with `prunevid build --device rtx`"):
+        check_rtx_device(engines, release, capability)
 
 
 def test_altered_and_unlisted_engines_are_refused(path: Path) -> None:

@@ -141,6 +141,7 @@ RECORD = {"size": 1, "sha256": "0" * 64}
         ("files", {}),
         ("files.tokenizer.json", RECORD),
         ("engines", {"device": None, "graphs": {}}),
+        ("rtx_engines", {"release": "1.7.1.116", "capabilities": ["8.6"], "graphs": {}}),
         ("quantization", {"recipe": "x", "graphs": {}, "questions": -1, "agreement": 1.0, "divergence": 0.0}),
         ("quantization", {"recipe": "x", "graphs": {}, "questions": 1, "agreement": 2.0, "divergence": 0.0}),
         (
@@ -217,8 +218,8 @@ def test_an_entry_of_another_release_is_named_as_unknown(copy: Path, where: str)
     assert "damaged" not in sentence
 
 
-def engines_of(manifest: Manifest) -> dict[str, Any]:
-    """The section of a manifest for engines of the bundle's limits, which name any file for theirs."""
+def engines_of(manifest: Manifest, suffix: str = ".engine") -> dict[str, Any]:
+    """What a manifest says of engines of the bundle's limits, by graph, which name any file for theirs."""
     limits = limits_of(manifest, 8)
     graphs = {}
     for name, graph in manifest.graphs.items():
@@ -227,47 +228,117 @@ def engines_of(manifest: Manifest) -> dict[str, Any]:
             recorded(manifest, name, each, sorted(inputs & each.values.keys()))
             for each in profiles_of(manifest, name, limits)
         ]
-        graphs[name] = asdict(EngineSpec(f"{name}.engine", tuple(profiles), "0" * 64))
+        graphs[name] = asdict(EngineSpec(f"{name}{suffix}", tuple(profiles), "0" * 64))
+    return graphs
+
+
+def device_engines(manifest: Manifest) -> dict[str, Any]:
+    """The section of a manifest for TensorRT's engines."""
     device = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
-    return {"device": asdict(device), "graphs": graphs}
+    return {"device": asdict(device), "graphs": engines_of(manifest)}
+
+
+def rtx_engines(manifest: Manifest) -> dict[str, Any]:
+    """The section of a manifest for the engines of TensorRT for RTX."""
+    return {"release": "1.7.1.116", "capabilities": ["8.6", "12.0"], "graphs": engines_of(manifest, ".rtx.engine")}
+
+
+ENGINE_FAULTS = [
+    lambda engines: engines["graphs"].pop("select"),
+    lambda engines: engines["graphs"].update(other=engines["graphs"]["select"]),
+    lambda engines: engines["graphs"]["llm_pre"].update(profiles=[]),
+    lambda engines: engines["graphs"]["llm_pre"].update(file="select.engine"),
+    lambda engines: engines["graphs"]["llm_pre"].update(file="llm_pre.onnx"),
+    lambda engines: engines["graphs"]["llm_pre"].update(file="../x.engine"),
+    lambda engines: first_profile(engines)["shapes"].pop("past_key.0"),
+    lambda engines: first_profile(engines)["shapes"].update(other=first_profile(engines)["shapes"]["past_key.0"]),
+    lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(maximum=[1, 5, 2, 15]),
+    lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, 0, 2]),
+    lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, 10**6, 2, 16]),
+    lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(maximum=[1, 2**40, 2, 16]),
+    lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, -1, 2, 16]),
+    lambda engines: first_profile(engines)["values"].update({"inputs_embeds": VALUE}),
+    lambda engines: first_profile(engines)["values"].update({"nothing": VALUE}),
+    lambda engines: first_profile(engines)["values"]["past_length"].update(maximum=[1, 2]),
+]
+
+
+def spoil(folder: Path, section: str, engines: dict[str, Any], change: Change) -> None:
+    """Give a bundle a section of engines that is as it should be, change it, and see the bundle refused."""
+    for engine in engines["graphs"].values():
+        (folder / engine["file"]).write_bytes(b"engine")
+        record(folder, engine["file"])
+    edit_manifest(folder, lambda data: data.update({section: engines}))
+    assert getattr(open_bundle(folder).manifest, section) is not None
+    change(engines)
+    edit_manifest(folder, lambda data: data.update({section: engines}))
+    refused(folder, "manifest.json is damaged")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda engines: engines["graphs"].pop("select"),
-        lambda engines: engines["graphs"].update(other=engines["graphs"]["select"]),
+        *ENGINE_FAULTS,
         lambda engines: engines["device"].update(driver="newest"),
         lambda engines: engines["device"].update(gpu="Orin\x1b[2J"),
-        lambda engines: engines["graphs"]["llm_pre"].update(profiles=[]),
-        lambda engines: engines["graphs"]["llm_pre"].update(file="select.engine"),
-        lambda engines: engines["graphs"]["llm_pre"].update(file="llm_pre.onnx"),
-        lambda engines: engines["graphs"]["llm_pre"].update(file="../x.engine"),
-        lambda engines: first_profile(engines)["shapes"].pop("past_key.0"),
-        lambda engines: first_profile(engines)["shapes"].update(other=first_profile(engines)["shapes"]["past_key.0"]),
-        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(maximum=[1, 5, 2, 15]),
-        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, 0, 2]),
-        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, 10**6, 2, 16]),
-        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(maximum=[1, 2**40, 2, 16]),
-        lambda engines: first_profile(engines)["shapes"]["past_key.0"].update(minimum=[1, -1, 2, 16]),
-        lambda engines: first_profile(engines)["values"].update({"inputs_embeds": VALUE}),
-        lambda engines: first_profile(engines)["values"].update({"nothing": VALUE}),
-        lambda engines: first_profile(engines)["values"]["past_length"].update(maximum=[1, 2]),
     ],
 )
 def test_engines_that_do_not_fit_their_graphs_are_refused(
     tiny_bundle: Callable[[str, str], Path], tmp_path: Path, change: Change
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
-    engines = engines_of(open_bundle(folder).manifest)
-    for name in engines["graphs"]:
-        (folder / f"{name}.engine").write_bytes(b"engine")
-        record(folder, f"{name}.engine")
-    edit_manifest(folder, lambda data: data.update(engines=engines))
-    assert open_bundle(folder).manifest.engines is not None
-    change(engines)
-    edit_manifest(folder, lambda data: data.update(engines=engines))
-    refused(folder, "manifest.json is damaged")
+    spoil(folder, "engines", device_engines(open_bundle(folder).manifest), change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *ENGINE_FAULTS,
+        lambda engines: engines.update(release=""),
+        lambda engines: engines.update(release="newest"),
+        lambda engines: engines.update(release="1.7.1.116\n"),
+        lambda engines: engines.update(release="1.7"),
+        lambda engines: engines.update(release=f"1.7.1.{10**9}"),
+        lambda engines: engines.update(release=1.7),
+        lambda engines: engines.pop("release"),
+        lambda engines: engines.update(capabilities=[]),
+        lambda engines: engines.update(capabilities="8.6"),
+        lambda engines: engines.update(capabilities=[8.6]),
+        lambda engines: engines.update(capabilities=["8.6", "8.6"]),
+        lambda engines: engines.update(capabilities=["12.0", "8.6"]),
+        lambda engines: engines.update(capabilities=["8.6", "8.06"]),
+        lambda engines: engines.update(capabilities=["08.6"]),
+        lambda engines: engines.update(capabilities=["８.6"]),
+        lambda engines: engines.update(capabilities=["8.6\n"]),
+        lambda engines: engines.update(capabilities=["sm_86"]),
+        lambda engines: engines.update(capabilities=[f"{major}.{minor}" for major in range(9) for minor in range(9)]),
+    ],
+)
+def test_engines_for_rtx_that_do_not_fit_are_refused(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, change: Change
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
+    spoil(folder, "rtx_engines", rtx_engines(open_bundle(folder).manifest), change)
+
+
+def test_engines_of_both_kinds_stand_in_one_bundle_and_share_no_file(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
+    manifest = open_bundle(folder).manifest
+    both = {"engines": device_engines(manifest), "rtx_engines": rtx_engines(manifest)}
+    for section in both.values():
+        for engine in section["graphs"].values():
+            (folder / engine["file"]).write_bytes(b"engine")
+            record(folder, engine["file"])
+    edit_manifest(folder, lambda data: data.update(both))
+    opened = open_bundle(folder).manifest
+    assert opened.rtx_engines is not None
+    assert opened.rtx_engines.capabilities == ("8.6", "12.0")
+    assert len({engine.file for engine in opened.all_engines}) == 2 * len(manifest.graphs)
+    both["rtx_engines"]["graphs"]["merge"]["file"] = "merge.engine"
+    edit_manifest(folder, lambda data: data.update(both))
+    refused(folder, "one file is named for two things")
 
 
 VALUE = {"minimum": [0], "optimum": [0], "maximum": [1]}

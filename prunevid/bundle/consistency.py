@@ -42,7 +42,7 @@ def _check_files(manifest: Manifest) -> None:
     prompt = manifest.prompt
     limits = dict.fromkeys(graphs, _LARGEST_GRAPH)
     limits |= {prompt.tokenizer: _LARGEST_TOKENIZER, prompt.chat_template: _LARGEST_TEMPLATE}
-    engines = [engine.file for engine in manifest.engines.graphs.values()] if manifest.engines else []
+    engines = [engine.file for engine in manifest.all_engines]
     named = [*graphs, manifest.embeddings.file, prompt.tokenizer, prompt.chat_template, *engines]
     for name in named:
         if name not in files:
@@ -84,12 +84,13 @@ def _check_kinds(manifest: Manifest) -> None:
 
 
 def _check_engines(manifest: Manifest) -> None:
-    if manifest.engines is None:
-        return
-    if manifest.engines.graphs.keys() != manifest.graphs.keys():
-        raise ValueError("not every graph has an engine")
-    for name, engine in manifest.engines.graphs.items():
-        _check_engine(name, engine, manifest.graphs[name])
+    for engines in (manifest.engines, manifest.rtx_engines):
+        if engines is None:
+            continue
+        if engines.graphs.keys() != manifest.graphs.keys():
+            raise ValueError("not every graph has an engine")
+        for name, engine in engines.graphs.items():
+            _check_engine(name, engine, manifest.graphs[name])
 
 
 def _check_engine(name: str, engine: EngineSpec, graph: GraphSpec) -> None:

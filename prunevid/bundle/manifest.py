@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
-from prunevid.engines import EngineSet
+from prunevid.engines import EngineSet, EngineSpec, RtxEngineSet
 from prunevid.errors import InvalidValueError
 from prunevid.preprocessing import Preprocessing
 from prunevid.quantization import Quantization
@@ -132,7 +132,7 @@ class Manifest:
     """Everything the runtime must know about a bundle, as ``manifest.json`` has it.
 
     least_onnxruntime: the first release of ONNX Runtime that runs the graphs, such as ``1.27``; None for any that the
-    runtime itself accepts.
+    runtime itself accepts. engines and rtx_engines: those of TensorRT and of TensorRT for RTX, if they were built.
     """
 
     schema_version: int
@@ -151,6 +151,7 @@ class Manifest:
     quantization: Quantization | None = None
     tuning: Tuning | None = None
     least_onnxruntime: str | None = None
+    rtx_engines: RtxEngineSet | None = None
 
     def __post_init__(self) -> None:
         require("dialect", self.dialect, self.dialect in DIALECTS, " or ".join(DIALECTS))
@@ -159,6 +160,12 @@ class Manifest:
         if self.least_onnxruntime is not None:
             version = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", self.least_onnxruntime)
             require("least_onnxruntime", self.least_onnxruntime, version is not None, "a version, such as 1.27")
+
+    @property
+    def all_engines(self) -> tuple[EngineSpec, ...]:
+        """Every engine that the bundle has, whichever builder made it."""
+        sets = (self.engines, self.rtx_engines)
+        return tuple(engine for engines in sets if engines for engine in engines.graphs.values())
 
     @property
     def cache_dtype(self) -> str:

@@ -21,7 +21,7 @@ from prunevid.runtime.engine_profiles import choose_profile, largest_past
 # A decode step's past is filled up to a multiple of this many rows: one CUDA graph serves that many steps, and the
 # masked rows cost little beside the weights, which every step reads.
 _PAST_STEP = 256
-_DECODE = "decode"
+_DECODER = "llm_"
 
 
 class TensorRtBackend:
@@ -47,7 +47,7 @@ class TensorRtBackend:
         # The standard plugins, of which engines may contain some; the prunevid operators are in the engines themselves.
         trt.init_libnvinfer_plugins(self._tools.logger, "")
         self._runtime = trt.Runtime(self._tools.logger)
-        decoders = [spec for name, spec in self._engines.items() if name.startswith("llm_")]
+        decoders = [spec for name, spec in self._engines.items() if name.startswith(_DECODER)]
         self._largest_past = min(map(largest_past, decoders), default=0)
 
     def load(self, bundle: Bundle, name: str) -> EngineGraph:
@@ -84,8 +84,8 @@ class EngineGraph:
             raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `prunevid build`")
         tools.workspace.reserve(self._engine.device_memory_size_v2)
         self._contexts = [
-            EngineContext(tools, self._engine, graph, number, decodes=profile.name == _DECODE)
-            for number, profile in enumerate(engine.profiles)
+            EngineContext(tools, self._engine, graph, number, decodes=name.startswith(_DECODER))
+            for number in range(len(engine.profiles))
         ]
         self._value_inputs = sorted({value for profile in engine.profiles for value in profile.values})
         self._name, self._spec = name, engine

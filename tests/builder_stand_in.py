@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -11,8 +10,7 @@ import onnx
 from prunevid.bundle import Manifest
 from prunevid.engines import EngineDevice
 from prunevid.export.engine import profiles as build_profiles
-from prunevid.export.engine.profiles import Profile
-from prunevid.export.engine.toolkit import BuildProgress, BuildSettings, BuiltEngine
+from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
 
 ORIN = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
 SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("video_start",)}
@@ -35,23 +33,31 @@ class StandIn:
         self.has_plugins = True
 
     def build(
-        self,
-        model: bytes,
-        path: Path,
-        manifest: Manifest,
-        graph: str,
-        profiles: Sequence[Profile],
-        settings: BuildSettings,
-        progress: BuildProgress,
+        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
     ) -> BuiltEngine:
+        graph = job.graph
         if graph == self._failing and self._error is not None:
             raise self._error
-        assert path.is_file()
-        self.models[graph] = onnx.load_from_string(model)
+        assert job.file.is_file()
+        self.models[graph] = onnx.load_from_string(job.model)
         self.settings.append(settings)
         progress("phase", 1, 2)
-        data = json.dumps([graph, [profile.name for profile in profiles], self.version, settings.workspace]).encode()
+        profiles = [profile.name for profile in job.profiles]
+        output.write_text(json.dumps([graph, profiles, self.version, settings.workspace]))
         known = tuple(
-            build_profiles.recorded(manifest, graph, profile, SHAPE_INPUTS.get(graph, ())) for profile in profiles
+            build_profiles.recorded(manifest, graph, profile, SHAPE_INPUTS.get(graph, ())) for profile in job.profiles
         )
-        return BuiltEngine(memoryview(data), known)
+        return BuiltEngine(known, 0.5)
+
+
+class RtxStandIn(StandIn):
+    """Takes the place of TensorRT for RTX in the same way."""
+
+    capabilities = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+    def __init__(self, version: str = "1.7.1.116", failing: str = "", error: BaseException | None = None) -> None:
+        super().__init__(failing=failing, error=error)
+        self.version = version
+
+    def parse(self, job: EngineJob) -> dict[str, list[dict[str, object]]]:
+        return {"inputs": [], "outputs": []}

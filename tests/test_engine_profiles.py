@@ -14,7 +14,7 @@ from prunevid.errors import PruneVidError
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded, shapes_of
 
-GRAPHS = {"vision_merge": 1, "merge": 1, "llm_pre": 2, "select": 1, "llm_post": 2}
+GRAPHS = {"vision_merge": 1, "merge": 1, "llm_pre": 1, "select": 1, "llm_post": 1}
 CORNERS = ("minimum", "optimum", "maximum")
 
 

@@ -6,6 +6,7 @@ those three are recorded: what Polygraphy asks of them is what it would ask on a
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ import tensorrt_on_cpu
 
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.errors import PruneVidError
+from prunevid.export.engine.jobs import BuildSettings, EngineJob
 from prunevid.export.engine.profiles import limits_of, profiles_of
-from prunevid.export.engine.toolkit import BuildSettings, Toolkit
+from prunevid.export.engine.toolkit import Toolkit
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed")
 if reason := tensorrt_on_cpu.missing():
@@ -34,8 +36,8 @@ def trt(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Callable[[str, str], Path]) -> Bundle:
-    return open_bundle(tiny_bundle("qwen2", "portable"), verify=False)
+def bundle(tiny_bundle: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return open_bundle(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path_factory.mktemp("toolkit") / "bundle"))
 
 
 class Cuda:
@@ -128,12 +130,16 @@ def record(trt: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return start
 
 
-def build(toolkit: Toolkit, bundle: Bundle, graph: str, settings: BuildSettings | None = None) -> Any:
+def build(
+    toolkit: Toolkit,
+    bundle: Bundle,
+    graph: str,
+    settings: BuildSettings | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Any:
     profiles = profiles_of(bundle.manifest, graph, limits_of(bundle.manifest))
-    path = bundle.file(bundle.manifest.graphs[graph].file)
-    return toolkit.build(
-        b"a model", path, bundle.manifest, graph, profiles, settings or BuildSettings(), lambda what, done, total: None
-    )
+    job = EngineJob(graph, b"a model", bundle.file(bundle.manifest.graphs[graph].file), profiles)
+    return toolkit.build(job, bundle.path / "built", bundle.manifest, settings or BuildSettings(), progress)
 
 
 def test_the_device_is_what_cuda_says(toolkit: Toolkit, trt: Any) -> None:
@@ -157,22 +163,15 @@ def test_a_builder_that_does_not_start_is_told(toolkit: Toolkit, bundle: Bundle)
 def test_profiles_tell_shapes_and_values(toolkit: Toolkit, bundle: Bundle, record: Callable[..., Recorder]) -> None:
     recorder = record("llm_pre", ("question_start",))
     built = build(toolkit, bundle, "llm_pre")
-    assert built.data == b"an engine"
-    assert [(profile.name, list(profile.values)) for profile in built.profiles] == [
-        ("prefill", ["question_start"]),
-        ("decode", ["question_start"]),
-    ]
+    assert (bundle.path / "built").read_bytes() == b"an engine"
+    assert [(profile.name, list(profile.values)) for profile in built.profiles] == [("rows", ["question_start"])]
     assert recorder.parsed == (b"a model", str(bundle.path / "llm_pre.onnx"))
     inputs = {spec.name for spec in bundle.manifest.graphs["llm_pre"].inputs}
-    assert len(recorder.shapes) == recorder.config.add_optimization_profile.call_count == 2
+    assert len(recorder.shapes) == recorder.config.add_optimization_profile.call_count == 1
     assert all(set(shapes) == inputs - {"question_start"} for shapes in recorder.shapes)
-    assert recorder.values == [
-        {"question_start": ((0,), (0,), (511,))},
-        {"question_start": ((0,), (0,), (0,))},
-    ]
+    assert recorder.values == [{"question_start": ((0,), (0,), (511,))}]
     width = bundle.manifest.model.decoder.hidden_size
     assert recorder.shapes[0]["inputs_embeds"] == ((1, 1, width), (1, 512, width), (1, 512, width))
-    assert recorder.shapes[1]["inputs_embeds"] == ((1, 1, width),) * 3
 
 
 def test_an_input_without_a_range_that_makes_shapes_is_refused(
@@ -238,9 +237,7 @@ def test_progress_is_passed_on_and_an_interrupt_stops_the_build(
         return b"half"
 
     recorder.builder.build_serialized_network.side_effect = run
-    profiles = profiles_of(bundle.manifest, "select", limits_of(bundle.manifest))
-    path = bundle.file(bundle.manifest.graphs["select"].file)
     with pytest.raises(KeyboardInterrupt):
-        toolkit.build(b"", path, bundle.manifest, "select", profiles, BuildSettings(), progress)
+        build(toolkit, bundle, "select", progress=progress)
     assert seen == [("Building Engine", 1, 3), ("Building Engine", 2, 3)]
     assert answers == [True, True, False]

@@ -10,39 +10,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from prunevid import __version__
 from prunevid.bundle import MANIFEST, Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
-from prunevid.engines import EngineDevice, EngineSet, EngineSpec
+from prunevid.engines import EngineSpec
 from prunevid.errors import PruneVidError
-from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import TEXT, Limits, Profile, largest_sizes, limits_of, profiles_of
+from prunevid.export.engine.destinations import Destination, RtxGpus, ThisGpu
+from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.profiles import TEXT, Limits, largest_sizes, limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser
-from prunevid.export.engine.targets import LOCAL, check_precision, check_target
-from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
+from prunevid.export.engine.targets import LOCAL, RTX
 from prunevid.files import reading
 from prunevid.locks import only_one
 
 if TYPE_CHECKING:
-    from prunevid.export.engine.toolkit import BuildSettings, Toolkit
+    from prunevid.export.engine.rtx import RtxToolkit
+    from prunevid.export.engine.toolkit import Toolkit
 
-SUFFIX = ".engine"
 _LOCK = ".build.lock"
+_PARTIAL = "partial"
 # Called with the graph, what is being done, the steps done and the steps that there are.
 Progress = Callable[[str, str, int, int], None]
+# Called with the graph whose engine was built.
+Done = Callable[[str, BuiltEngine], None]
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What one engine will be built from. source: SHA-256 of all of it."""
 
-    graph: str
-    model: bytes
-    profiles: tuple[Profile, ...]
+    job: EngineJob
     source: str
 
 
@@ -56,40 +57,48 @@ def build(
     settings: BuildSettings | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    toolkit: Toolkit | None = None,
+    done: Done | None = None,
+    toolkit: Toolkit | RtxToolkit | None = None,
 ) -> Bundle:
-    """Build TensorRT engines of a bundle's graphs on this machine, and add them to the bundle.
+    """Build TensorRT engines of a bundle's graphs, and add them to the bundle.
 
-    device: ``local``, or the device that this machine must be (see ``targets``). fp16: insist on a bundle in half
+    device: ``local``, or the device that this machine must be (see ``targets``), or ``rtx``: TensorRT for RTX, which
+    builds on any machine for GPUs of the compute capabilities that ``settings`` have. fp16: insist on a bundle in half
     precision. frames and text: the largest video, by default the bundle's frames, and the rows for text. Engines that
-    the bundle has already, built from the same on the same device, are kept unless ``force``. toolkit: the TensorRT to
-    build with, by default the one that is installed. Returns the bundle with its engines.
+    the bundle has already, built from the same for the same, are kept unless ``force``. progress and done: called while
+    an engine is built, and when it is. toolkit: the TensorRT to build with, by default the one that is installed.
+    Returns the bundle with its engines.
 
     The bundle changes only when all engines are built. Raises PruneVidError for anything a caller can mend.
     """
-    from prunevid.export.engine.toolkit import BuildSettings, Toolkit
-
     opened = open_bundle(bundle)
     _check_bundle(opened, fp16)
     limits = limits_of(opened.manifest, frames, text)
-    toolkit = toolkit or Toolkit()
     settings = settings or BuildSettings()
-    here, release = toolkit.device(), release_of(toolkit.version)
-    check_target(device, here, release)
-    check_precision(opened.manifest.precision, here)
-    if plugins.available(release):
-        plugins.check_limits(opened.manifest, limits)
-        toolkit.register_plugins()
-    plans = [_plan(opened, graph, limits, here, settings) for graph in opened.manifest.graphs]
-    kept = {} if force else _still_good(opened.manifest, here, plans)
+    destination = _destination(opened.manifest, device, settings, toolkit)
+    destination.prepare(opened.manifest, limits)
+    plans = [_plan(opened, graph, limits, destination, settings) for graph in opened.manifest.graphs]
+    kept = {} if force else _still_good(destination.usable(opened.manifest), plans)
     with _alone(opened), _staging(opened.path) as folder:
         specs: dict[str, EngineSpec] = {}
         for plan in plans:
-            specs[plan.graph] = kept.get(plan.graph) or _build_one(
-                opened, plan, folder, settings, toolkit, progress or _silent
+            graph = plan.job.graph
+            specs[graph] = kept.get(graph) or _build_one(
+                opened, plan, folder, destination, progress or _silent, done or _silent
             )
-        _install(opened, folder, EngineSet(here, specs))
+        _install(opened, folder, destination, specs)
     return open_bundle(opened.path, verify=False)
+
+
+def _destination(
+    manifest: Manifest, device: str, settings: BuildSettings, toolkit: Toolkit | RtxToolkit | None
+) -> Destination:
+    from prunevid.export.engine.rtx import RtxToolkit
+    from prunevid.export.engine.toolkit import Toolkit
+
+    if device == RTX:
+        return RtxGpus(cast("RtxToolkit", toolkit or RtxToolkit()), manifest.precision, settings)
+    return ThisGpu(cast("Toolkit", toolkit or Toolkit()), device, manifest.precision, settings)
 
 
 def _check_bundle(bundle: Bundle, fp16: bool) -> None:
@@ -106,25 +115,27 @@ def _check_bundle(bundle: Bundle, fp16: bool) -> None:
         )
 
 
-def _plan(bundle: Bundle, graph: str, limits: Limits, here: EngineDevice, settings: BuildSettings) -> _Plan:
+def _plan(bundle: Bundle, graph: str, limits: Limits, destination: Destination, settings: BuildSettings) -> _Plan:
     """Rewrite a graph for TensorRT's parser; raises PruneVidError where that could not parse it."""
     manifest = bundle.manifest
     file = bundle.file(manifest.graphs[graph].file)
     with reading(file):
         model = onnx.load(file, load_external_data=False)
     profiles = profiles_of(manifest, graph, limits)
-    refuse_unsupported(model, here.tensorrt, sizes=largest_sizes(profiles))
-    rewritten = for_parser(model, plugins_too=plugins.available(release_of(here.tensorrt)))
+    rewritten = for_parser(model, plugins_too=destination.plugins_too)
     data = rewritten.SerializeToString(deterministic=True)
+    job = EngineJob(graph, data, file, profiles)
+    destination.check(job, model, largest_sizes(profiles))
     ingredients = {
         "model": hashlib.sha256(data).hexdigest(),
         "weights": {name: manifest.files[name].sha256 for name in sorted(_weight_files(model))},
         "profiles": [asdict(profile) for profile in profiles],
         "workspace": settings.workspace,
         "prunevid": __version__,
+        **destination.ingredients(),
     }
     source = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
-    return _Plan(graph, data, profiles, source)
+    return _Plan(job, source)
 
 
 def _weight_files(model: onnx.ModelProto) -> set[str]:
@@ -132,33 +143,26 @@ def _weight_files(model: onnx.ModelProto) -> set[str]:
     return {str(ExternalDataInfo(tensor).location) for tensor in tensors}
 
 
-def _still_good(manifest: Manifest, here: EngineDevice, plans: list[_Plan]) -> dict[str, EngineSpec]:
-    """The engines that the bundle has already, where they were built here and from the same."""
-    if manifest.engines is None or manifest.engines.device != here:
-        return {}
-    found = manifest.engines.graphs
-    return {p.graph: found[p.graph] for p in plans if p.graph in found and found[p.graph].source == p.source}
+def _still_good(found: dict[str, EngineSpec], plans: list[_Plan]) -> dict[str, EngineSpec]:
+    """The engines among those ``found`` in the bundle that were built from the same."""
+    graphs = {plan.job.graph: plan.source for plan in plans}
+    return {graph: found[graph] for graph, source in graphs.items() if graph in found and found[graph].source == source}
 
 
 def _build_one(
-    bundle: Bundle, plan: _Plan, folder: Path, settings: BuildSettings, toolkit: Toolkit, progress: Progress
+    bundle: Bundle, plan: _Plan, folder: Path, destination: Destination, progress: Progress, done: Done
 ) -> EngineSpec:
     """Build one engine into ``folder``, under the name that it will have in the bundle."""
-    manifest = bundle.manifest
-    path = bundle.file(manifest.graphs[plan.graph].file)
-    progress(plan.graph, "starting", 0, 0)
-    built = toolkit.build(
-        plan.model,
-        path,
-        manifest,
-        plan.graph,
-        plan.profiles,
-        settings,
-        lambda what, done, total: progress(plan.graph, what, done, total),
+    graph = plan.job.graph
+    progress(graph, "starting", 0, 0)
+    partial = folder / _PARTIAL
+    built = destination.build(
+        plan.job, partial, bundle.manifest, lambda what, steps, total: progress(graph, what, steps, total)
     )
     # The name tells one build from the next: a bundle in use keeps its files until its manifest is replaced.
-    name = f"{plan.graph}.{hashlib.sha256(built.data).hexdigest()[:12]}{SUFFIX}"
-    (folder / name).write_bytes(built.data)
+    name = f"{graph}{destination.mark}.{sha256_of(partial)[:12]}.engine"
+    partial.rename(folder / name)
+    done(graph, built)
     return EngineSpec(name, built.profiles, plan.source)
 
 
@@ -187,28 +191,24 @@ def _staging(bundle: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _install(bundle: Bundle, folder: Path, engines: EngineSet) -> None:
+def _install(bundle: Bundle, folder: Path, destination: Destination, engines: dict[str, EngineSpec]) -> None:
     """Move new engines into the bundle, then name them in its manifest, then remove those that it names no longer.
 
     All of it is moved out of ``folder``, which no other bundle has: where one came into the place of this one at any
     moment, moving fails, and what came stays as it is.
     """
-    records = {
-        path.name: FileRecord(path.stat().st_size, sha256_of(path))
-        for path in folder.iterdir()
-        if path.suffix == SUFFIX
-    }
-    wanted = {spec.file for spec in engines.graphs.values()}
-    old = bundle.manifest.engines
-    stale = {spec.file for spec in old.graphs.values()} - wanted if old else set()
+    records = {path.name: FileRecord(path.stat().st_size, sha256_of(path)) for path in folder.iterdir()}
+    wanted = {spec.file for spec in engines.values()}
+    stale = {spec.file for spec in destination.engines(bundle.manifest).values()} - wanted
     files = {name: record for name, record in bundle.manifest.files.items() if name not in stale} | records
+    manifest = replace(destination.with_engines(bundle.manifest, engines), files=dict(sorted(files.items())))
     moved: list[Path] = []
     try:
         for name in records:
             (folder / name).replace(bundle.path / name)
             moved.append(bundle.path / name)
         _check_unchanged(bundle)
-        write_manifest(folder, replace(bundle.manifest, files=dict(sorted(files.items())), engines=engines))
+        write_manifest(folder, manifest)
         (folder / MANIFEST).replace(bundle.path / MANIFEST)
     except BaseException:
         for path in moved:
@@ -220,5 +220,5 @@ def _install(bundle: Bundle, folder: Path, engines: EngineSet) -> None:
             (bundle.path / name).unlink(missing_ok=True)
 
 
-def _silent(graph: str, what: str, done: int, total: int) -> None:
+def _silent(*_: object) -> None:
     pass

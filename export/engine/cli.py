@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,13 @@ from prunevid.files import check_output
 
 if TYPE_CHECKING:
     from prunevid.bundle import Bundle
+    from prunevid.engines import EngineSpec
     from prunevid.export.engine.builder import Progress
+    from prunevid.export.engine.jobs import BuiltEngine
 
 # As in targets.py and profiles.py, which need modules that help should not wait for.
 _DEVICES = ("local", "orin", "thor")
+_RTX = "rtx"
 _TEXT = 1024
 _MISMATCH = 1
 
@@ -28,7 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", type=path, metavar="BUNDLE", help="folder made by `prunevid export --dialect portable`"
     )
-    parser.add_argument("--device", choices=_DEVICES, default="local", help="what this machine must be")
+    parser.add_argument(
+        "--device",
+        choices=(*_DEVICES, _RTX),
+        default="local",
+        help="what this machine must be; rtx: built here by TensorRT for RTX, with or without a GPU, for RTX GPUs",
+    )
+    parser.add_argument(
+        "--capability",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="X.Y",
+        help="with --device rtx: a compute capability to build for (repeat; default: all that the bundle runs on)",
+    )
     parser.add_argument("--fp16", action="store_true", help="insist on a bundle exported with --precision fp16")
     parser.add_argument(
         "--frames",
@@ -59,13 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, with progress on stderr; prints the engines. With --check, exits with 1 where they differ too much."""
     workspace, cache = getattr(args, "workspace", None), getattr(args, "timing_cache", None)
+    capabilities = tuple(getattr(args, "capability", ()))
     if workspace is not None and workspace < 1:
         raise PruneVidError(f"--workspace must be 1 MiB or more, not {workspace}")
+    if args.device == _RTX:
+        _refuse_for_rtx(args)
+    elif capabilities:
+        raise PruneVidError("--capability goes with --device rtx: TensorRT builds for the GPU that is there")
     if cache is not None:
         check_output(Path(cache), "the timing cache ", inputs=[("the bundle", args.bundle)])
     from prunevid.export.engine.builder import build
-    from prunevid.export.engine.toolkit import BuildSettings
+    from prunevid.export.engine.jobs import BuildSettings
 
+    built: dict[str, BuiltEngine] = {}
     with _progress() as progress:
         bundle = build(
             args.bundle,
@@ -73,15 +94,44 @@ def run(args: argparse.Namespace) -> int:
             fp16=args.fp16,
             frames=getattr(args, "frames", None),
             text=args.text,
-            settings=BuildSettings(workspace, Path(cache) if cache else None),
+            settings=BuildSettings(workspace, Path(cache) if cache else None, capabilities),
             force=args.force,
             progress=progress,
+            done=built.__setitem__,
         )
-    if bundle.manifest.engines is not None:
-        for engine in bundle.manifest.engines.graphs.values():
-            size = bundle.manifest.files[engine.file].size
-            print(f"{bundle.path / engine.file}: {size / 1e6:,.1f} MB, {', '.join(p.name for p in engine.profiles)}")
+    if args.device == _RTX:
+        _print_rtx(bundle, built)
+    elif bundle.manifest.engines is not None:
+        _print(bundle, bundle.manifest.engines.graphs, built)
     return _check(bundle) if args.check else 0
+
+
+def _refuse_for_rtx(args: argparse.Namespace) -> None:
+    """Raise PruneVidError for options that mean nothing where no GPU is asked."""
+    if getattr(args, "timing_cache", None) is not None:
+        raise PruneVidError(
+            "--timing-cache does not go with --device rtx: TensorRT-RTX times no kernels when it builds"
+        )
+    if args.check:
+        raise PruneVidError(
+            "--check does not go with --device rtx: it runs engines on this machine's GPU; where there is one, ask the "
+            "bundle with `prunevid run --backend tensorrt-rtx`"
+        )
+
+
+def _print_rtx(bundle: Bundle, built: Mapping[str, BuiltEngine]) -> None:
+    engines = bundle.manifest.rtx_engines
+    if engines is not None:
+        print(f"TensorRT-RTX {engines.release}, for compute capability {', '.join(engines.capabilities)}")
+        _print(bundle, engines.graphs, built)
+
+
+def _print(bundle: Bundle, engines: Mapping[str, EngineSpec], built: Mapping[str, BuiltEngine]) -> None:
+    for graph, engine in engines.items():
+        size = bundle.manifest.files[engine.file].size
+        took = f"built in {built[graph].seconds:.1f} s" if graph in built else "kept"
+        profiles = ", ".join(profile.name for profile in engine.profiles)
+        print(f"{bundle.path / engine.file}: {size / 1e6:,.1f} MB, {profiles}, {took}")
 
 
 def _check(bundle: Bundle) -> int:

@@ -131,19 +131,17 @@ def _counts(frames: Range) -> Range:
 
 
 def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
-    """``prefill``: blocks of rows behind a growing past; ``decode``: one row."""
+    """``rows``: blocks of rows of a prompt, and single rows of an answer, behind a growing past.
+
+    One profile for both, since each profile of an engine stores the weights again. It is tuned for full blocks: for
+    single rows, TensorRT-RTX sets half as much memory again aside for activations (docs/tensorrt.md).
+    """
     block = min(ROWS_AT_ONCE, limits.rows)
+    rows = Range(1, block, block)
     past = Range(0, limits.visual // 2, limits.rows - 1)
-    behind = Range(1, _kept(manifest, limits) + _TEXT_BEFORE, limits.rows - 1)
-    return tuple(
-        Profile(
-            name,
-            {"rows": rows, "past": length},
-            # A block is scored from its first row on if it is the question's, else in its last row only.
-            {"past_length": length, "question_start": Range(0, 0, rows.maximum - 1)},
-        )
-        for name, rows, length in (("prefill", Range(1, block, block), past), ("decode", Range(1, 1, 1), behind))
-    )
+    # A block is scored from its first row on if it is the question's, else in its last row only.
+    values = {"past_length": past, "question_start": Range(0, 0, rows.maximum - 1)}
+    return (Profile("rows", {"rows": rows, "past": past}, values),)
 
 
 def _select(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:

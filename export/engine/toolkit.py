@@ -1,11 +1,11 @@
-"""TensorRT, Polygraphy and CUDA's driver: the only module that calls them."""
+"""TensorRT's builder, Polygraphy and CUDA's driver: the only module that calls them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,10 @@ from prunevid.bundle import Manifest
 from prunevid.engines import EngineDevice, EngineProfile
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import Profile, recorded
+from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.profiles import recorded
 
 _MIB = 1 << 20
-# Called with what TensorRT is doing, the steps done and the steps that there are.
-BuildProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """workspace: MiB of GPU memory that TensorRT may use while it runs, None for all. timing_cache: a file that is
-    read if there is one and written afterwards."""
-
-    workspace: int | None = None
-    timing_cache: Path | None = None
-
-
-@dataclass(frozen=True)
-class BuiltEngine:
-    """A serialized engine, in memory that TensorRT owns, and its profiles."""
-
-    data: memoryview
-    profiles: tuple[EngineProfile, ...]
 
 
 class Toolkit:
@@ -70,27 +52,21 @@ class Toolkit:
         plugins.register(self.device())
 
     def build(
-        self,
-        model: bytes,
-        path: Path,
-        manifest: Manifest,
-        graph: str,
-        profiles: Sequence[Profile],
-        settings: BuildSettings,
-        progress: BuildProgress,
+        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
     ) -> BuiltEngine:
-        """Build the engine of a graph.
+        """Build the engine of a graph into the file ``output``.
 
-        model: the serialized model for TensorRT's parser; its weights are found beside ``path``. Raises PruneVidError
-        where TensorRT refuses it, naming the node, and KeyboardInterrupt where the user stopped it.
+        Raises PruneVidError where TensorRT refuses it, naming the node, and KeyboardInterrupt where the user stopped
+        it.
         """
         backend = self._polygraphy
-        with _polygraphy_errors(f"TensorRT {self.version} failed to build {graph}"):
-            builder, network = self._network(graph)
-            parser = self._parse(network, model, path, graph)
+        started = time.monotonic()
+        with _polygraphy_errors(f"TensorRT {self.version} failed to build {job.graph}"):
+            builder, network = self._network(job.graph)
+            parser = self._parse(network, job)
             inputs = [network.get_input(index) for index in range(network.num_inputs)]
             shape_inputs = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
-            known = tuple(recorded(manifest, graph, profile, shape_inputs) for profile in profiles)
+            known = tuple(recorded(manifest, job.graph, profile, shape_inputs) for profile in job.profiles)
             monitor = self._monitor(progress)
             workspace = settings.workspace
             cache = None if settings.timing_cache is None else os.fspath(settings.timing_cache)
@@ -108,7 +84,8 @@ class Toolkit:
             finally:
                 if monitor.interrupted:
                     raise KeyboardInterrupt
-        return BuiltEngine(data, known)
+        output.write_bytes(data)
+        return BuiltEngine(known, time.monotonic() - started)
 
     def runner(self, engine: Path, profile: int) -> Any:
         """A Polygraphy runner of an engine's file under its profile of that number."""
@@ -124,14 +101,14 @@ class Toolkit:
                 "its messages above say why; most often the driver is too old for it"
             ) from error
 
-    def _parse(self, network: Any, model: bytes, path: Path, graph: str) -> Any:
+    def _parse(self, network: Any, job: EngineJob) -> Any:
         logger = import_module("polygraphy.backend.trt.util").get_trt_logger()
         self._trt.init_libnvinfer_plugins(logger, "")
         parser = self._trt.OnnxParser(network, logger)
-        if not parser.parse(model, os.fspath(path)):
+        if not parser.parse(job.model, os.fspath(job.file)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             told = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors[:3])
-            raise PruneVidError(f"TensorRT {self.version} cannot parse {graph}: {told or 'it gives no reason'}")
+            raise PruneVidError(f"TensorRT {self.version} cannot parse {job.graph}: {told or 'it gives no reason'}")
         return parser
 
     def _profile(self, profile: EngineProfile) -> Any:

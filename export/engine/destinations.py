@@ -1,0 +1,144 @@
+"""What engines are built for, and where a manifest has them: the GPU at hand, or any RTX GPU of some capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import onnx
+
+from prunevid.bundle import Manifest
+from prunevid.engines import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.export.engine import plugins
+from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.profiles import Limits
+from prunevid.export.engine.targets import check_precision, check_target, rtx_capabilities
+from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
+
+if TYPE_CHECKING:
+    from prunevid.export.engine.rtx import RtxToolkit
+    from prunevid.export.engine.toolkit import Toolkit
+
+
+class Destination(Protocol):
+    """What a build is for.
+
+    Attributes:
+        mark: What its engines' files have behind the graph's name.
+        plugins_too: Whether the ``prunevid`` operators are plugins there.
+    """
+
+    mark: str
+    plugins_too: bool
+
+    def prepare(self, manifest: Manifest, limits: Limits) -> None:
+        """Make ready for building. Raises PruneVidError where engines for such videos cannot be built."""
+
+    def check(self, job: EngineJob, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+        """Raise PruneVidError where a graph cannot be parsed. model: as the bundle has it. sizes: the largest of its
+        symbolic dimensions."""
+
+    def ingredients(self) -> dict[str, Any]:
+        """What an engine is built from beside its graph, its profiles and the settings that all builders have."""
+
+    def engines(self, manifest: Manifest) -> dict[str, EngineSpec]:
+        """The engines that a bundle has in the place where this build's will be, for whatever they were built."""
+
+    def usable(self, manifest: Manifest) -> dict[str, EngineSpec]:
+        """Those of them that were built for the same."""
+
+    def with_engines(self, manifest: Manifest, graphs: dict[str, EngineSpec]) -> Manifest:
+        """A manifest with these engines in that place."""
+
+    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
+        """Build one engine into the file ``output``."""
+
+
+class ThisGpu:
+    """The GPU at hand, by TensorRT. Raises PruneVidError where it is not the device of that name, or too old."""
+
+    mark = ""
+
+    def __init__(self, toolkit: Toolkit, device: str, precision: str, settings: BuildSettings) -> None:
+        self._toolkit, self._settings = toolkit, settings
+        self._here, self._release = toolkit.device(), release_of(toolkit.version)
+        check_target(device, self._here, self._release)
+        check_precision(precision, self._here)
+        self.plugins_too = plugins.available(self._release)
+
+    def prepare(self, manifest: Manifest, limits: Limits) -> None:
+        """Register the plugins."""
+        if self.plugins_too:
+            plugins.check_limits(manifest, limits)
+            self._toolkit.register_plugins()
+
+    def check(self, job: EngineJob, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+        """By the lint."""
+        refuse_unsupported(model, self._here.tensorrt, sizes=sizes)
+
+    def ingredients(self) -> dict[str, Any]:
+        """None: the manifest says for which device its engines are."""
+        return {}
+
+    def engines(self, manifest: Manifest) -> dict[str, EngineSpec]:
+        """Of the section ``engines``."""
+        return manifest.engines.graphs if manifest.engines else {}
+
+    def usable(self, manifest: Manifest) -> dict[str, EngineSpec]:
+        """Built on the same device."""
+        found = manifest.engines
+        return found.graphs if found and found.device == self._here else {}
+
+    def with_engines(self, manifest: Manifest, graphs: dict[str, EngineSpec]) -> Manifest:
+        """In the section ``engines``."""
+        return replace(manifest, engines=EngineSet(self._here, graphs))
+
+    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
+        """On this GPU."""
+        return self._toolkit.build(job, output, manifest, self._settings, progress)
+
+
+class RtxGpus:
+    """RTX GPUs of some compute capabilities, by TensorRT for RTX. Raises PruneVidError for those that cannot be."""
+
+    mark = ".rtx"
+    # TensorRT-RTX has none from Python.
+    plugins_too = False
+
+    def __init__(self, toolkit: RtxToolkit, precision: str, settings: BuildSettings) -> None:
+        self._toolkit = toolkit
+        chosen = rtx_capabilities(settings.capabilities, toolkit.capabilities, toolkit.version, precision)
+        self._settings = replace(settings, capabilities=chosen)
+
+    def prepare(self, manifest: Manifest, limits: Limits) -> None:
+        """Nothing to be made ready."""
+
+    def check(self, job: EngineJob, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+        """By the parser itself."""
+        self._toolkit.parse(job)
+
+    def ingredients(self) -> dict[str, Any]:
+        """The builder and its targets."""
+        return {"release": self._toolkit.version, "capabilities": self._settings.capabilities}
+
+    def engines(self, manifest: Manifest) -> dict[str, EngineSpec]:
+        """Of the section ``rtx_engines``."""
+        return manifest.rtx_engines.graphs if manifest.rtx_engines else {}
+
+    def usable(self, manifest: Manifest) -> dict[str, EngineSpec]:
+        """Built by the same release for the same capabilities."""
+        found = manifest.rtx_engines
+        return found.graphs if found and found == self._set(found.graphs) else {}
+
+    def with_engines(self, manifest: Manifest, graphs: dict[str, EngineSpec]) -> Manifest:
+        """In the section ``rtx_engines``."""
+        return replace(manifest, rtx_engines=self._set(graphs))
+
+    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
+        """On any machine."""
+        return self._toolkit.build(job, output, manifest, self._settings, progress)
+
+    def _set(self, graphs: dict[str, EngineSpec]) -> RtxEngineSet:
+        return RtxEngineSet(self._toolkit.version, self._settings.capabilities, graphs)

@@ -87,6 +87,8 @@ _OPSETS = {(10, 3): 21, (10, 14): 24}
 # Operators that mean something else from an opset on than releases before another one know.
 CHANGED = {"GroupNormalization": (21, (10, 14))}
 
+# Codes that values are quantized to.
+CODES = frozenset({"int8", "int4", "float8_e4m3fn"})
 # Sizes of the blocks that int4 weights can have (TensorRT's page "Quantization Schemes").
 INT4_BLOCKS = (64, 128)
 
@@ -107,22 +109,41 @@ CONSTANT_INPUTS: dict[str, tuple[int, ...]] = {
 PAD_TAKES_AXES = (10, 4)
 
 # Outputs behind the first that must not be used.
-ONE_OUTPUT = frozenset({"LayerNormalization", "MaxPool"})
+ONE_OUTPUT = frozenset({"Attention", "BatchNormalization", "LayerNormalization", "MaxPool"})
 
-# Attributes that must keep this value, by operator.
-FIXED_ATTRIBUTES: dict[str, dict[str, object]] = {
-    "LSTM": {"input_forget": 0, "layout": 0},
-    "ScatterND": {"reduction": "none"},
-    "Resize": {"antialias": 0},
+# The values that attributes can have, the default first; of a list, those that each of its numbers can have.
+FIXED_ATTRIBUTES: dict[str, dict[str, tuple[object, ...]]] = {
+    "Attention": {"softcap": (0.0,)},
+    **dict.fromkeys(("AveragePool", "MaxPool"), {"dilations": (1,)}),
+    "BatchNormalization": {"training_mode": (0,)},
+    "LSTM": {"input_forget": (0,), "layout": (0,)},
+    "LpNormalization": {"p": (2, 1)},
+    "LpPool": {"p": (2, 1), "dilations": (1,)},
+    "Resize": {
+        "antialias": (0,),
+        "coordinate_transformation_mode": (
+            *("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn"),
+        ),
+        "keep_aspect_ratio_policy": ("stretch",),
+    },
+    # Of ONNX's numbers of types, float32 and float16.
+    **dict.fromkeys(("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), {"dtype": (1, 10)}),
+    "ScatterND": {"reduction": ("none",)},
+    "TensorScatter": {"mode": ("linear",)},
 }
 # Attributes that must not be there at all.
-REFUSED_ATTRIBUTES = {"Constant": ("sparse_value", "value_string", "value_strings")}
+REFUSED_ATTRIBUTES = {
+    "Attention": ("softmax_precision",),
+    "Constant": ("sparse_value", "value_string", "value_strings"),
+}
 
 # TopK takes fewer than this many.
 TOPK_LIMIT = 3840
 
 # Types that an engine can have as inputs and outputs; uint8 goes no further than that.
 IO_TYPES = frozenset(f"{_F} {_I} {_B} int8 uint8".split())
+# Types that constants can have (convertDtype in the code at 10.1; float4 later).
+CONSTANT_TYPES = IO_TYPES | frozenset(["float64", "float8_e4m3fn", "int4", "float4_e2m1"])
 
 
 def operators(release: tuple[int, int]) -> dict[str, frozenset[str]]:

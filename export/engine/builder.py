@@ -21,7 +21,7 @@ from prunevid.engines import EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.destinations import Destination, RtxGpus, ThisGpu
 from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
-from prunevid.export.engine.profiles import TEXT, Limits, largest_sizes, limits_of, profiles_of
+from prunevid.export.engine.profiles import TEXT, Limits, limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, RTX
 from prunevid.files import reading
@@ -125,7 +125,7 @@ def _plan(bundle: Bundle, graph: str, limits: Limits, destination: Destination, 
     rewritten = for_parser(model, plugins_too=destination.plugins_too)
     data = rewritten.SerializeToString(deterministic=True)
     job = EngineJob(graph, data, file, profiles)
-    destination.check(job, model, largest_sizes(profiles))
+    destination.check(job, model)
     ingredients = {
         "model": hashlib.sha256(data).hexdigest(),
         "weights": {name: manifest.files[name].sha256 for name in sorted(_weight_files(model))},

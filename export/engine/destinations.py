@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +12,7 @@ from prunevid.bundle import Manifest
 from prunevid.engines import EngineSet, EngineSpec, RtxEngineSet
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
-from prunevid.export.engine.profiles import Limits
+from prunevid.export.engine.profiles import Limits, ranges_of
 from prunevid.export.engine.targets import check_precision, check_target, rtx_capabilities
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
 
@@ -36,9 +35,8 @@ class Destination(Protocol):
     def prepare(self, manifest: Manifest, limits: Limits) -> None:
         """Make ready for building. Raises PruneVidError where engines for such videos cannot be built."""
 
-    def check(self, job: EngineJob, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
-        """Raise PruneVidError where a graph cannot be parsed. model: as the bundle has it. sizes: the largest of its
-        symbolic dimensions."""
+    def check(self, job: EngineJob, model: onnx.ModelProto) -> None:
+        """Raise PruneVidError where a graph cannot be parsed. model: as the bundle has it."""
 
     def ingredients(self) -> dict[str, Any]:
         """What an engine is built from beside its graph, its profiles and the settings that all builders have."""
@@ -74,9 +72,9 @@ class ThisGpu:
             plugins.check_limits(manifest, limits)
             self._toolkit.register_plugins()
 
-    def check(self, job: EngineJob, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    def check(self, job: EngineJob, model: onnx.ModelProto) -> None:
         """By the lint."""
-        refuse_unsupported(model, self._here.tensorrt, sizes=sizes)
+        _lint(job, model, self._here.tensorrt)
 
     def ingredients(self) -> dict[str, Any]:
         """None: the manifest says for which device its engines are."""
@@ -115,7 +113,7 @@ class RtxGpus:
     def prepare(self, manifest: Manifest, limits: Limits) -> None:
         """Nothing to be made ready."""
 
-    def check(self, job: EngineJob, model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
+    def check(self, job: EngineJob, model: onnx.ModelProto) -> None:
         """By the parser itself."""
         self._toolkit.parse(job)
 
@@ -142,3 +140,9 @@ class RtxGpus:
 
     def _set(self, graphs: dict[str, EngineSpec]) -> RtxEngineSet:
         return RtxEngineSet(self._toolkit.version, self._settings.capabilities, graphs)
+
+
+def _lint(job: EngineJob, model: onnx.ModelProto, version: str) -> None:
+    """Raise PruneVidError where the lint finds something under one of the profiles."""
+    for profile in job.profiles:
+        refuse_unsupported(model, version, sizes=ranges_of(profile))

@@ -84,6 +84,11 @@ def largest_sizes(profiles: Iterable[Profile]) -> dict[str, int]:
     return sizes
 
 
+def ranges_of(profile: Profile) -> dict[str, tuple[int, int]]:
+    """Smallest and largest of each symbolic dimension under a profile, and of the inputs that shapes may depend on."""
+    return {name: (size.minimum, size.maximum) for name, size in {**profile.sizes, **profile.values}.items()}
+
+
 def shapes_of(manifest: Manifest, graph: str, profile: Profile) -> dict[str, InputRange]:
     """Smallest, usual and largest shape of every input of a graph under a profile."""
     return {spec.name: _shape_range(spec.shape, profile) for spec in manifest.graphs[graph].inputs}

@@ -1,0 +1,110 @@
+"""The parsers that the lint speaks for: one of TensorRT's releases, or TensorRT-RTX's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prunevid.errors import PruneVidError
+from prunevid.export import tensorrt_operators as table
+from prunevid.export.engine import plugins
+from prunevid.export.lint import rtx
+from prunevid.export.lint.scope import Scope
+
+# How a version of TensorRT-RTX is told from TensorRT's: "rtx-1.7.1.116".
+RTX = "rtx-"
+_OLDEST_OPSET = 9
+
+
+@dataclass(frozen=True)
+class Parser:
+    """What a parser takes.
+
+    operators: the types that each takes, in NumPy's words. opsets: oldest and newest, None where none is refused.
+    plugins: whether the ``prunevid`` operators are plugins there. read_as: types that it takes for others.
+    """
+
+    title: str
+    operators: Mapping[str, frozenset[str]]
+    opsets: tuple[int, int] | None
+    plugins: bool
+    changed: frozenset[str]
+    constant_inputs: Mapping[str, tuple[int, ...]]
+    fixed_attributes: Mapping[str, Mapping[str, tuple[object, ...]]]
+    topk_most: int
+    codes: frozenset[str]
+    int4_blocks: tuple[int, ...] | None
+    io_types: frozenset[str]
+    input_types: Mapping[str, Mapping[int, frozenset[str]]]
+    code_constants: Mapping[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    least_head: int = 0
+    read_as: Mapping[str, str] = field(default_factory=dict)
+
+    def type_of(self, scope: Scope, name: str) -> str:
+        """The element type that it takes a value to be of; empty where that is not known."""
+        kind = scope.types.get(name, "")
+        return self.read_as.get(kind, kind)
+
+
+def parser_of(version: str) -> Parser:
+    """The parser of a version: "10.3", "10.13.2.6", or "rtx-1.7.1.116" of TensorRT-RTX.
+
+    Raises PruneVidError for what is no version, and for one older than those that are known.
+    """
+    if version.startswith(RTX):
+        return _rtx(version.removeprefix(RTX))
+    release = release_of(version)
+    if release < table.OLDEST:
+        raise _too_old("TensorRT", version, table.OLDEST)
+    constants = dict(table.CONSTANT_INPUTS)
+    if release < table.PAD_TAKES_AXES:
+        constants["Pad"] = (3,)
+    return Parser(
+        title=f"TensorRT {version}",
+        operators=table.operators(release),
+        opsets=(_OLDEST_OPSET, table.newest_opset(release)),
+        plugins=plugins.available(release),
+        changed=frozenset(name for name, (_, known) in table.CHANGED.items() if release < known),
+        constant_inputs=constants,
+        fixed_attributes=table.FIXED_ATTRIBUTES,
+        topk_most=table.TOPK_LIMIT - 1,
+        codes=table.CODES,
+        int4_blocks=table.INT4_BLOCKS,
+        io_types=table.IO_TYPES,
+        input_types={"Pow": {1: table.operators(release)["Pow"]}},
+    )
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """Major and minor number of a version ("10.13.2.6" is (10, 13)). Raises PruneVidError for what is none."""
+    try:
+        major, minor = (int(part) for part in version.split(".")[:2])
+    except ValueError:
+        raise PruneVidError(f"{version!r} is no version of TensorRT: versions look like 10.13.2") from None
+    return major, minor
+
+
+def _rtx(version: str) -> Parser:
+    if release_of(version) < rtx.OLDEST:
+        raise _too_old("TensorRT-RTX", version, rtx.OLDEST)
+    return Parser(
+        title=f"TensorRT-RTX {version}",
+        operators=rtx.operators(table.operators(rtx.BASE)),
+        opsets=None,
+        plugins=False,
+        changed=frozenset(),
+        constant_inputs={name: places for name, places in table.CONSTANT_INPUTS.items() if name not in rtx.VARIABLE},
+        fixed_attributes={**table.FIXED_ATTRIBUTES, **rtx.FIXED_ATTRIBUTES},
+        topk_most=rtx.TOPK_MOST,
+        codes=table.CODES | rtx.MORE_CODES,
+        int4_blocks=None,
+        io_types=table.IO_TYPES | rtx.MORE_IO_TYPES,
+        input_types=rtx.INPUT_TYPES,
+        code_constants=rtx.CODE_CONSTANTS,
+        least_head=rtx.LEAST_HEAD,
+        read_as=rtx.READ_AS,
+    )
+
+
+def _too_old(product: str, version: str, oldest: tuple[int, int]) -> PruneVidError:
+    return PruneVidError(f"{product} {version} is too old: its parser is known from {oldest[0]}.{oldest[1]} on")

@@ -165,7 +165,7 @@ def _write(
         build_vision_merge(vision, weights, prune.neighbours),
         build_merge(FeatureShape(vision.tokens_per_frame, vision.channels, dtype), prune.neighbours),
         build_llm_pre(decoder, weights, dialect, prune.prune_layer),
-        build_select(shape, dialect, dtype, prune.prune_layer + 1),
+        build_select(shape, dialect, dtype, prune.prune_layer + 1, vision.tokens_per_frame),
         build_llm_post(decoder, weights, dialect, prune.prune_layer, head),
     ]
     total = sum(map(writer.weight_bytes, models)) + sum(tensor.nbytes for tensor in table)

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from prunevid.export import operators
+from prunevid.export import counting, operators
 from prunevid.export.dialects import add_output
 
 # The graph is plain operators in both dialects, as the tower of vision_merge.
@@ -37,10 +37,15 @@ class MergeSettings:
 
 @dataclass(frozen=True)
 class MergedValues:
-    """What the merge yields: tokens float32 [V, C], group int64 [V], patch_to_token int64 [T, N], segment int64 [T]."""
+    """What the merge yields.
+
+    tokens float32 [T * N, C] and group int64 [T * N], of which the first ``count`` int64 [1] are meant; patch_to_token
+    int64 [T, N], segment int64 [T].
+    """
 
     tokens: ir.Value
     group: ir.Value
+    count: ir.Value
     patch_to_token: ir.Value
     segment: ir.Value
 
@@ -69,11 +74,23 @@ class _Groups:
     dynamic_row: ir.Value
 
 
+@dataclass(frozen=True)
+class _Sequence:
+    """The merged sequence: the table's cell of each token, int64 [T * N], and each row's first token, int64 [2T, 1].
+
+    Behind the last token stand zeros: there are at most as many tokens as patches.
+    """
+
+    cells: ir.Value
+    first_token: ir.Value
+
+
 def build_merge(shape: FeatureShape, neighbours: int) -> ir.Model:
     """The merge graph: what vision_merge does behind its tower, for features that are there already. No weights.
 
     Inputs: features [T, N, C] and the pruning settings segment_counts, cluster_counts, static_threshold. Outputs:
-    video_tokens [V, C], token_group int64 [V], patch_to_token int64 [T, N], frame_segment int64 [T].
+    video_tokens [T * N, C] and token_group int64 [T * N], of which the first token_count int64 [1] are meant,
+    patch_to_token int64 [T, N], frame_segment int64 [T].
     """
     graph, op = operators.new_graph("merge", OPSET, (operators.DOMAIN,))
     features = op.builder.input("features", shape.dtype, shape.of("frames"))
@@ -94,8 +111,9 @@ def add_merged(op: Any, features: ir.Value, settings: MergeSettings, shape: Feat
     """Append the merge of all frames' features, and declare what it yields as the graph's outputs."""
     merged = merge(op, features, settings, neighbours)
     int64 = ir.DataType.INT64
-    add_output(op, op.Cast(merged.tokens, to=shape.dtype), "video_tokens", shape.dtype, ["visual", shape.channels])
-    add_output(op, merged.group, "token_group", int64, ["visual"])
+    add_output(op, op.Cast(merged.tokens, to=shape.dtype), "video_tokens", shape.dtype, ["patches", shape.channels])
+    add_output(op, merged.group, "token_group", int64, ["patches"])
+    add_output(op, merged.count, "token_count", int64, [1])
     add_output(op, merged.patch_to_token, "patch_to_token", int64, ["frames", shape.tokens])
     add_output(op, merged.segment, "frame_segment", int64, ["frames"])
 
@@ -111,8 +129,14 @@ def merge(op: Any, features: ir.Value, settings: MergeSettings, neighbours: int)
     clusters = op.Gather(settings.cluster_counts, count)
     distances = _squared_distances(op, op.Sub(groups.tokens, op.ReduceMean(features, [0, 1], keepdims=1)))
     cluster = op.call(dpc_knn, distances, groups.valid, clusters, neighbours=neighbours)
-    tokens, group = _cluster_means(op, groups.tokens, cluster)
-    return MergedValues(tokens, group, _patch_to_token(op, groups, segment, cluster, clusters), segment)
+    sequence = _sequence(op, features, clusters)
+    return MergedValues(
+        tokens=op.Gather(_cluster_means(op, groups.tokens, cluster), sequence.cells),
+        group=op.Div(sequence.cells, op.Shape(cluster, start=1, end=2)),
+        count=op.ReduceSum(clusters, [0], keepdims=1),
+        patch_to_token=_patch_to_token(op, groups, segment, cluster, sequence.first_token),
+        segment=segment,
+    )
 
 
 def _segments(op: Any, features: ir.Value, settings: MergeSettings, dpc_knn: ir.Function, neighbours: int) -> ir.Value:
@@ -155,8 +179,9 @@ def _groups(op: Any, features: ir.Value, segment: ir.Value, threshold: ir.Value)
     size = op.ReduceSum(weight, [1], keepdims=0)
     mean = op.Div(_sum_over_frames(op, weight, features), op.Max(op.Unsqueeze(size, [1, 2]), 1.0))
 
-    width = op.Cast(size, to=ir.DataType.INT64)
-    static_row = op.Add(op.CumSum(width, 0, exclusive=1), index)
+    earlier_segment = op.Less(op.Unsqueeze(segment, [0]), op.Unsqueeze(index, [1]))
+    first_frame = op.ReduceSum(op.Cast(earlier_segment, to=ir.DataType.INT64), [1], keepdims=0)
+    static_row = op.Add(first_frame, index)
     dynamic_row = op.Add(op.Add(index, segment), 1)
     row_of_source = op.Concat(static_row, dynamic_row, axis=0)
     rows = op.Range(0, op.Squeeze(op.Shape(row_of_source), [0]), 1)
@@ -190,24 +215,30 @@ def _sum_over_frames(op: Any, weight: ir.Value, values: ir.Value) -> ir.Value:
     return op.Reshape(op.MatMul(weight, flat), op.Shape(values))
 
 
-def _cluster_means(op: Any, tokens: ir.Value, cluster: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Mean token of every cluster [V, C] and the row it came from [V], row by row, cluster by cluster."""
+def _cluster_means(op: Any, tokens: ir.Value, cluster: ir.Value) -> ir.Value:
+    """Mean token of every cluster, [2T * N, C], in the table's cells; zeros where a row has fewer clusters."""
     slots = op.Range(0, op.Squeeze(op.Shape(cluster, start=1, end=2), [0]), 1)
     member = op.Equal(op.Unsqueeze(cluster, [1]), op.Unsqueeze(slots, [0, 2]))
     weight = op.Cast(member, to=ir.DataType.FLOAT)
     size = op.ReduceSum(weight, [2], keepdims=1)
     mean = op.Div(op.MatMul(weight, tokens), op.Max(size, 1.0))
-    in_use = op.NonZero(op.Greater(op.Squeeze(size, [2]), 0.0))
-    group, slot = op.Split(in_use, axis=0, num_outputs=2, _outputs=2)
-    group = op.Squeeze(group, [0])
-    flat = op.Reshape(mean, op.Concat([-1], op.Shape(tokens, start=2, end=3), axis=0))
-    width = op.Shape(cluster, start=1, end=2)
-    return op.Gather(flat, op.Add(op.Mul(group, width), op.Squeeze(slot, [0]))), group
+    return op.Reshape(mean, op.Concat([-1], op.Shape(tokens, start=2, end=3), axis=0))
 
 
-def _patch_to_token(op: Any, groups: _Groups, segment: ir.Value, cluster: ir.Value, clusters: ir.Value) -> ir.Value:
+def _sequence(op: Any, features: ir.Value, clusters: ir.Value) -> _Sequence:
+    """Lay the table's clusters, so many in each row, one behind the other."""
+    frames, width = op.Shape(features, start=0, end=1), op.Shape(features, start=1, end=2)
+    slots = op.Range(0, op.Squeeze(width, [0]), 1)
+    in_use = op.Less(op.Unsqueeze(slots, [0]), op.Unsqueeze(clusters, [1]))
+    before, before_row = counting.count_before(op, op.Cast(in_use, to=ir.DataType.FLOAT))
+    before, first = (op.Cast(count, to=ir.DataType.INT64) for count in (before, before_row))
+    cells = counting.list_marked(op, op.Reshape(in_use, [-1]), op.Reshape(before, [-1]), op.Mul(frames, width))
+    return _Sequence(cells, first)
+
+
+def _patch_to_token(op: Any, groups: _Groups, segment: ir.Value, cluster: ir.Value, first_token: ir.Value) -> ir.Value:
     """Index of the merged token that each patch went into, int64 [T, N]."""
-    token = op.Add(cluster, op.Unsqueeze(op.CumSum(clusters, 0, exclusive=1), [1]))
+    token = op.Add(cluster, first_token)
     static_row = op.Unsqueeze(op.Gather(groups.static_row, segment), [1])
     dynamic_row = op.Unsqueeze(groups.dynamic_row, [1])
     row = op.Where(op.Gather(groups.static, segment), static_row, dynamic_row)

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript._internal.builder import GraphBuilder, build_function, build_graph, make_value
 
+from prunevid.export.counting import earlier
+
 DOMAIN = "prunevid"
 DOMAIN_VERSION = 1
 
@@ -20,6 +22,8 @@ DOMAIN_VERSION = 1
 _FAR = 3.0e38
 # Logarithm of a score of zero: below that of any token that is apart from a denser one.
 _NO_SCORE = -1.0e38
+# Stands for "no token" where the largest scores are taken: below any finite score.
+_LOWEST = -3.4028234663852886e38
 
 
 def dpc_knn(opset: int, neighbours: int) -> ir.Function:
@@ -46,9 +50,11 @@ def dpc_knn(opset: int, neighbours: int) -> ir.Function:
         nearest = _nearest_centre(op, squared, order, position, clusters)
         limit = op.Unsqueeze(clusters, [1])
         cluster = op.Where(op.Less(rank, limit), rank, nearest)
-        counted = op.Cast(valid, to=ir.DataType.INT64)
-        in_order = op.Sub(op.CumSum(counted, 1), 1)
-        keeps_all = op.GreaterOrEqual(limit, op.ReduceSum(counted, [1], keepdims=1))
+        counted = op.Cast(valid, to=ir.DataType.FLOAT)
+        before = op.Transpose(op.Cast(earlier(op, tokens), to=ir.DataType.FLOAT), perm=[1, 0])
+        in_order = op.Cast(op.MatMul(counted, before), to=ir.DataType.INT64)
+        size = op.Cast(op.ReduceSum(counted, [1], keepdims=1), to=ir.DataType.INT64)
+        keeps_all = op.GreaterOrEqual(limit, size)
         return op.Where(valid, op.Where(keeps_all, in_order, cluster), -1)
 
     return build_function(
@@ -79,9 +85,8 @@ def _squared_distance_to_denser(
     Density is exp(-mean), so the denser token has the smaller mean; of equals, the earlier one counts as denser.
     """
     other, own = op.Unsqueeze(mean, [1]), op.Unsqueeze(mean, [2])
-    index = op.Range(0, op.Squeeze(tokens, [0]), 1)
-    earlier = op.Less(op.Unsqueeze(index, [0]), op.Unsqueeze(index, [1]))
-    denser = op.And(pair_valid, op.Or(op.Less(other, own), op.And(op.Equal(other, own), earlier)))
+    first = op.And(op.Equal(other, own), earlier(op, tokens))
+    denser = op.And(pair_valid, op.Or(op.Less(other, own), first))
     smallest = op.ReduceMin(op.Where(denser, squared, _FAR), [2], keepdims=0)
     largest = op.ReduceMax(op.Where(pair_valid, squared, 0.0), [1, 2], keepdims=0)
     return op.Where(op.Less(smallest, _FAR), smallest, op.Unsqueeze(largest, [1]))
@@ -119,7 +124,9 @@ def _run_numbers(op: Any, labels: ir.Value) -> ir.Value:
     """Number of the run of equal labels that each frame belongs to, int64 [T], from 0."""
     previous = op.Concat(op.Slice(labels, [0], [1], [0]), op.Slice(labels, [0], [-1], [0]), axis=0)
     changed = op.Cast(op.Not(op.Equal(labels, previous)), to=ir.DataType.INT64)
-    return op.CumSum(changed, 0)
+    # The first frame changes nothing, so the changes after the first up to each frame are those not after it.
+    later = earlier(op, op.Shape(labels))
+    return op.ReduceSum(op.Where(op.Transpose(later, perm=[1, 0]), 0, op.Unsqueeze(changed, [0])), [1], keepdims=0)
 
 
 def _run_lengths(op: Any, labels: ir.Value) -> ir.Value:
@@ -180,35 +187,46 @@ def _join_left_to_right(
     return refined
 
 
-def group_topk(opset: int) -> ir.Function:
-    """``GroupTopK(scores, group, quota) -> kept``: the best tokens of every group.
+def group_topk(opset: int, largest: int) -> ir.Function:
+    """``GroupTopK(scores, group, quota, most) -> marks``: the best tokens of every group.
 
-    Inputs: scores float32 [V], group int64 [V], quota int64 [G]. Output: kept int64 [R], ascending: of group g the
-    quota[g] tokens with the largest scores, ties to the lower index. Source: PruneVid, section 3.3.
+    Inputs: scores float32 [V], group int64 [V], ascending, quota int64 [G], most int64 [1], a number that no quota
+    exceeds. Output: marks int64 [V], 1 for the quota[g] tokens of group g with the largest scores, ties to the lower
+    index, else 0. One group may have any number of tokens; of several, none has more than ``largest``. So nothing is
+    sorted but a group's tokens, and only as far as quotas go. Source: PruneVid, section 3.3.
     """
 
-    def body(op: Any, scores: ir.Value, group: ir.Value, quota: ir.Value) -> ir.Value:
+    def body(op: Any, scores: ir.Value, group: ir.Value, quota: ir.Value, most: ir.Value) -> ir.Value:
         # Of group rather than of scores, which may be a slice: so the count has a bound that can be told beforehand.
-        tokens = op.Shape(group)
-        _, order = op.TopK(scores, tokens, axis=0, largest=1, sorted=1, _outputs=2)
-        ranked_group = op.Gather(group, order)
-        groups = op.Range(0, op.Squeeze(op.Shape(quota), [0]), 1)
-        member = op.Equal(op.Unsqueeze(ranked_group, [1]), op.Unsqueeze(groups, [0]))
-        better = op.CumSum(op.Cast(member, to=ir.DataType.INT32), 0)
-        own = op.GatherElements(better, op.Unsqueeze(ranked_group, [1]), axis=1)
-        place = op.Cast(op.Squeeze(own, [1]), to=ir.DataType.INT64)
-        keep = op.LessOrEqual(place, op.Gather(quota, ranked_group))
-        mask = op.ScatterElements(op.Expand(0, tokens), order, op.Cast(keep, to=ir.DataType.INT64), axis=0)
-        # TensorRT's NonZero takes no int64.
-        return op.Squeeze(op.NonZero(op.Cast(mask, to=ir.DataType.BOOL)), [0])
+        tokens, groups = op.Shape(group), op.Shape(quota)
+        width = op.Where(op.Equal(groups, [1]), tokens, op.Min(tokens, [largest]))
+        shape = op.Concat(groups, width, axis=0)
+        place = op.Sub(op.Range(0, op.Squeeze(tokens, [0]), 1), op.Gather(_first_of_group(op, group, groups), group))
+        cell = op.Add(op.Mul(group, width), place)
+        empty = op.Expand(op.Constant(value=ir.tensor([_LOWEST], dtype=ir.DataType.FLOAT)), op.Mul(groups, width))
+        table = op.Reshape(op.ScatterElements(empty, cell, scores, axis=0), shape)
+        ranks = op.Max(op.Min(width, most), [1])
+        _, order = op.TopK(table, ranks, axis=1, largest=1, sorted=1, _outputs=2)
+        kept = op.Less(op.Range(0, op.Squeeze(ranks, [0]), 1), op.Unsqueeze(quota, [1]))
+        marks = op.ScatterElements(op.Expand(0, shape), order, op.Cast(kept, to=ir.DataType.INT64), axis=1)
+        return op.Gather(op.Reshape(marks, [-1]), cell)
 
     return build_function(
         body,
-        [make_value("scores"), make_value("group"), make_value("quota")],
+        [make_value("scores"), make_value("group"), make_value("quota"), make_value("most")],
         domain=DOMAIN,
         name="GroupTopK",
         opset_imports={"": opset},
     )
+
+
+def _first_of_group(op: Any, group: ir.Value, groups: ir.Value) -> ir.Value:
+    """Index of the first token of every group, int64 [G]: as many as there are in the groups before it."""
+    numbers = op.Range(0, op.Squeeze(groups, [0]), 1)
+    smaller = op.Less(op.Unsqueeze(group, [0]), op.Unsqueeze(numbers, [1]))
+    # Counted in float32, which is exact and which runtimes are fast at.
+    count = op.ReduceSum(op.Cast(smaller, to=ir.DataType.FLOAT), [1], keepdims=0)
+    return op.Cast(count, to=ir.DataType.INT64)
 
 
 def new_graph(name: str, opset: int, domains: tuple[str, ...] = ()) -> tuple[ir.Graph, Any]:

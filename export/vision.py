@@ -48,8 +48,8 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> i
 
     Inputs: pixel_values float32 [F, 3, size, size] of new frames, at least one, past_features [P, N, C] (features of
     the frames before them, if any) and the pruning settings segment_counts, cluster_counts, static_threshold.
-    Outputs: features [P + F, N, C], video_tokens [V, C], token_group int64 [V], patch_to_token int64 [P + F, N],
-    frame_segment int64 [P + F]. Features and tokens have the weights' dtype.
+    Outputs: features [P + F, N, C] and what the graph merge makes of them (:func:`prunevid.export.merge.build_merge`).
+    Features and tokens have the weights' dtype.
     """
     model = _trace(spec)
     graph = model.graph

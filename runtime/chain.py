@@ -22,8 +22,9 @@ from prunevid.runtime.arrays import Array, Slot
 from prunevid.runtime.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer
 
-# What merging yields, in the order of VideoTokens.
-_MERGED = ("video_tokens", "token_group", "patch_to_token", "frame_segment")
+# What merging yields.
+_MERGED = ("video_tokens", "token_group", "token_count", "patch_to_token", "frame_segment")
+_NO_MERGE = "the merging graph of this bundle gives no merged tokens: export the bundle again"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ class Chain:
     def _merged(self, outputs: Mapping[str, Array], frames: int) -> VideoTokens:
         # How many tokens there are is known only now; what is small and decides about more comes to the host.
         tokens, *small = (outputs[name] for name in _MERGED)
-        video = VideoTokens(tokens, *map(self.memory.download, small))
+        group, count, patch_to_token, frame_segment = map(self.memory.download, small)
+        if count.shape != (1,) or tokens.shape[:1] != group.shape or not 1 <= count[0] <= len(group):
+            raise PruneVidError(_NO_MERGE)
+        # Behind the tokens the graph fills up.
+        video = VideoTokens(tokens[: int(count[0])], group[: int(count[0])], patch_to_token, frame_segment)
         self._check_merged(video, frames)
         return video
 
@@ -165,16 +170,16 @@ class Chain:
         Runtimes hold no output against the shape that is declared for it.
         """
         spec, tokens = self.manifest.model, len(video.group)
-        shapes = video.tokens.shape, video.group.shape, video.patch_to_token.shape, video.frame_segment.shape
-        wanted = (tokens, spec.decoder.hidden_size), (tokens,), (frames, spec.tokens_per_frame), (frames,)
+        shapes = video.tokens.shape, video.patch_to_token.shape, video.frame_segment.shape
+        wanted = (tokens, spec.decoder.hidden_size), (frames, spec.tokens_per_frame), (frames,)
         numbers = (video.group, 2 * frames), (video.patch_to_token, tokens), (video.frame_segment, frames)
         if (
             shapes != wanted
-            or not 1 <= tokens <= frames * spec.tokens_per_frame
             or any(array.min() < 0 or array.max() >= limit for array, limit in numbers)
             or (np.diff(video.group) < 0).any()
+            or np.bincount(video.group).max() > spec.tokens_per_frame
         ):
-            raise PruneVidError("the merging graph of this bundle gives no merged tokens: export the bundle again")
+            raise PruneVidError(_NO_MERGE)
 
     def unmerged(self, features: Array) -> VideoTokens:
         """Features [T, N, C] as they are, each frame a group of its own: what merging is compared with."""
@@ -284,6 +289,9 @@ class Chain:
             "question_scores": scores,
             "token_group": group,
             "quota": quota,
+            "kept_count": np.array([kept], np.int64),
+            # Positions over the merged sequence are contiguous.
+            "position_ids": positions(0, int(hidden.shape[1])),
             "video_start": np.array([start], np.int64),
             "hidden": hidden,
             **cache.past(),
@@ -293,12 +301,12 @@ class Chain:
         # The quotas tell how many there will be, so that nobody has to wait for them.
         outputs: dict[str, Array] = {
             "kept": self.memory.empty((kept,), np.dtype(np.int64)),
-            "position_ids": self.memory.empty((1, rows), np.dtype(np.int64)),
+            "kept_position_ids": self.memory.empty((1, rows), np.dtype(np.int64)),
             "kept_hidden": self.memory.empty((1, rows, self._shape.hidden_size), self.dtype),
         }
         self._select.run(feeds, {**outputs, **kept_cache.present(rows)})
         kept_cache.advance(rows)
-        return Selection(outputs["kept"], outputs["kept_hidden"], outputs["position_ids"], kept_cache)
+        return Selection(outputs["kept"], outputs["kept_hidden"], outputs["kept_position_ids"], kept_cache)
 
     def _settings(self, prune: PruneConfig, frames: int) -> dict[str, np.ndarray]:
         return {

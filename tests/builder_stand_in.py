@@ -13,7 +13,7 @@ from prunevid.export.engine import profiles as build_profiles
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
 
 ORIN = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
-SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("video_start",)}
+SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("kept_count", "video_start")}
 
 
 class StandIn:

@@ -164,8 +164,9 @@ def test_a_question_waits_once_and_so_does_a_decode_step(bundles: Bundles) -> No
     pipeline = Pipeline(bundle, Chain(bundle, backend))
     gpu.calls.clear()
     session = pipeline.open(FRAMES)
-    # For the merge: which tokens belong together, where each patch went, which frames are one segment.
-    assert gpu.calls.count("cudaStreamSynchronize") == 3
+    # For the merge: how many tokens there are, which belong together, where each patch went, and which frames are one
+    # segment.
+    assert gpu.calls.count("cudaStreamSynchronize") == 4
     for question in DEMO_QUESTIONS:
         gpu.calls.clear()
         stream = session.stream(question, SAMPLING)

@@ -22,6 +22,7 @@ from prunevid.bundle import Manifest, open_bundle
 from prunevid.cli import main
 from prunevid.engines import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.errors import PruneVidError
+from prunevid.export import tensorrt_operators
 from prunevid.export.engine import builder
 from prunevid.export.engine import cli as build_cli
 from prunevid.export.engine import profiles as build_profiles
@@ -115,7 +116,7 @@ def test_the_manifest_of_engines_survives_being_written_and_read(path: Path) -> 
     data = json.loads((path / "manifest.json").read_text())
     assert data["engines"]["device"] == dataclasses.asdict(ORIN)
     ranges = data["engines"]["graphs"]["select"]["profiles"][0]["shapes"]["quota"]
-    assert ranges["minimum"] == [1]
+    assert ranges["minimum"] == [2]
 
 
 def spoil_range(engines: Any) -> None:
@@ -273,11 +274,27 @@ def test_the_device_at_hand_is_taken(path: Path, name: str) -> None:
     assert set(toolkit.models) == set(GRAPHS)
 
 
-def test_a_graph_that_tensorrt_could_not_parse_is_refused_before_anything_is_built(path: Path) -> None:
+def test_a_graph_that_tensorrt_could_not_parse_is_refused_before_anything_is_built(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = tensorrt_operators.operators
+
+    def without_gemm(release: tuple[int, int]) -> dict[str, frozenset[str]]:
+        return {name: types for name, types in complete(release).items() if name != "Gemm"}
+
+    monkeypatch.setattr(tensorrt_operators, "operators", without_gemm)
     toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
-    with pytest.raises(PruneVidError, match=r"TensorRT 10\.3\.0\.30 cannot parse select: TopK .*3850.*fewer frames"):
-        run_build(path, toolkit, frames=154, text=200)
+    with pytest.raises(
+        PruneVidError, match=r"TensorRT 10\.3\.0\.30 cannot parse llm_post: Gemm at .* does not have it"
+    ):
+        run_build(path, toolkit)
     assert not toolkit.models
+
+
+def test_jetpack_6_takes_any_number_of_frames(path: Path) -> None:
+    toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
+    run_build(path, toolkit, frames=157, text=100)
+    assert len(toolkit.models) == 5
 
 
 def test_more_frames_than_the_kernels_take_are_refused(path: Path) -> None:

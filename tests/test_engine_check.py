@@ -167,7 +167,7 @@ def test_the_command_builds_and_checks(
     told = capsys.readouterr()
     assert "select: starting" in told.err
     assert told.out.count(".engine: ") == 5
-    assert "ok   select prefill kept: 0.0e+00 apart" in told.out
+    assert "ok   select groups kept: 0.0e+00 apart" in told.out
     assert ("FAIL llm_pre rows hidden: " in told.out) == (status == 1)
     assert "[I]" not in told.out
     assert ("all outputs agree with ONNX Runtime" in told.out) == (status == 0)

@@ -14,7 +14,7 @@ from prunevid.errors import PruneVidError
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded, shapes_of
 
-GRAPHS = {"vision_merge": 1, "merge": 1, "llm_pre": 1, "select": 1, "llm_post": 1}
+GRAPHS = {"vision_merge": 1, "merge": 1, "llm_pre": 1, "select": 2, "llm_post": 1}
 CORNERS = ("minimum", "optimum", "maximum")
 
 
@@ -75,9 +75,9 @@ def test_the_limits_hold_a_question_of_the_whole_video(bundle: Bundle) -> None:
     limits = limits_of(bundle.manifest, frames=8, text=200)
     tokens = 8 * bundle.manifest.model.tokens_per_frame
     assert (limits.visual, limits.rows) == (tokens, tokens + 200)
-    (select,) = profiles_of(bundle.manifest, "select", limits)
-    assert select.sizes["visual"].maximum == tokens
-    assert select.sizes["total"].maximum == tokens + 200
+    for select in profiles_of(bundle.manifest, "select", limits):
+        assert select.sizes["visual"].maximum == tokens
+        assert select.sizes["total"].maximum == tokens + 200
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,20 @@ def test_limits_that_make_no_sense(bundle: Bundle, frames: int, text: int, sente
 
 
 def test_values_are_recorded_for_the_inputs_that_make_shapes(bundle: Bundle) -> None:
-    (select,) = profiles_of(bundle.manifest, "select", limits_of(bundle.manifest))
+    select, _ = profiles_of(bundle.manifest, "select", limits_of(bundle.manifest))
     found = recorded(bundle.manifest, "select", select, ["video_start"])
     assert found.values["video_start"].minimum == (0,)
     assert found.shapes["video_start"].maximum == (1,)
     with pytest.raises(PruneVidError, match="computes shapes of select from its input quota"):
         recorded(bundle.manifest, "select", select, ["quota"])
+
+
+def test_one_group_of_all_tokens_keeps_as_many_as_tensorrt_sorts(bundle: Bundle) -> None:
+    limits = limits_of(bundle.manifest, frames=160)
+    assert limits.visual == 4000
+    several, one = profiles_of(bundle.manifest, "select", limits)
+    assert (several.sizes["groups"].minimum, several.values["kept_count"].maximum) == (2, 4000)
+    assert (one.sizes["groups"], one.values["kept_count"].maximum) == ((1, 1, 1), 3839)
 
 
 def test_a_longer_text_than_the_model_takes_is_cut(bundle: Bundle) -> None:

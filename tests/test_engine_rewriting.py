@@ -18,7 +18,7 @@ from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.plugins import is_plugin
 from prunevid.export.engine.profiles import limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser, with_plugins
-from prunevid.plugins.nodes import ATTRIBUTES, NAMESPACE
+from prunevid.plugins.nodes import ATTRIBUTES, NAMESPACE, PLUGINS
 
 GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
 MERGING = {"DpcKnn", "RefineSegments"}
@@ -122,27 +122,21 @@ def test_with_the_bodies_put_back_the_outputs_are_the_same(bundle: Bundle, folde
 
 def stand_in(body: onnx.FunctionProto) -> onnx.FunctionProto:
     """A function with a plugin's inputs and outputs that calls an operator's body."""
-    inputs, outputs = list(body.input), list(body.output)
-    before, after = [], []
+    inputs, read = list(body.input), list(body.input)[: PLUGINS[body.name].inputs]
+    before = []
     if body.name == "DpcKnn":
         before = [onnx.helper.make_node("Cast", ["valid"], ["is_valid"], to=onnx.TensorProto.BOOL)]
         inputs = ["squared_distances", "is_valid", "clusters"]
     if body.name == "GroupTopK":
-        marks, outputs = outputs, ["kept"]
-        after = [
-            onnx.helper.make_node("Mul", ["scores", "scores"], ["any"]),
-            onnx.helper.make_node("Sub", ["any", "any"], ["nothing"]),
-            onnx.helper.make_node("Gather", ["nothing", "kept"], ["none"]),
-            onnx.helper.make_node("Exp", ["none"], ["ones"]),
-            onnx.helper.make_node("ScatterElements", ["nothing", "kept", "ones"], marks),
-        ]
-    call = onnx.helper.make_node(body.name, inputs, outputs, domain="body")
+        # No quota exceeds the number of tokens.
+        before = [onnx.helper.make_node("Shape", ["group"], ["most"])]
+    call = onnx.helper.make_node(body.name, inputs, list(body.output), domain="body")
     return onnx.helper.make_function(
         body.domain,
         body.name,
-        list(body.input),
+        read,
         list(body.output),
-        [*before, call, *after],
+        [*before, call],
         [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("body", 1)],
         ["neighbours", *ATTRIBUTES],
     )

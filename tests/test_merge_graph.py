@@ -52,8 +52,9 @@ def merge_session(neighbours: int) -> ort.InferenceSession:
     )
     merged = merge(op, features, merge_settings, neighbours)
     for value, name, dtype, dims in (
-        (merged.tokens, "video_tokens", ir.DataType.FLOAT, ["visual", "channels"]),
-        (merged.group, "token_group", ir.DataType.INT64, ["visual"]),
+        (merged.tokens, "video_tokens", ir.DataType.FLOAT, ["all", "channels"]),
+        (merged.group, "token_group", ir.DataType.INT64, ["all"]),
+        (merged.count, "token_count", ir.DataType.INT64, [1]),
         (merged.patch_to_token, "patch_to_token", ir.DataType.INT64, ["frames", "patches"]),
         (merged.segment, "frame_segment", ir.DataType.INT64, ["frames"]),
     ):
@@ -74,8 +75,17 @@ def feeds(config: PruneConfig, frames: int, tokens: int) -> dict[str, Array]:
 
 
 def run_merge(session: ort.InferenceSession, inputs: dict[str, Array]) -> MergedTokens:
-    names = ["video_tokens", "token_group", "patch_to_token", "frame_segment"]
-    return MergedTokens(*session.run(names, inputs))
+    names = [value.name for value in session.get_outputs()]
+    return as_merged(dict(zip(names, session.run(names, inputs), strict=True)))
+
+
+def as_merged(outputs: dict[str, Array]) -> MergedTokens:
+    """What the outputs say, without what they are filled up with: there is a place for every patch."""
+    (count,), patches = outputs["token_count"], outputs["patch_to_token"].size
+    tokens, group = outputs["video_tokens"], outputs["token_group"]
+    assert (len(tokens), len(group)) == (patches, patches)
+    assert not group[count:].any()
+    return MergedTokens(tokens[:count], group[:count], outputs["patch_to_token"], outputs["frame_segment"])
 
 
 def merged_by_graph(features: Array, config: PruneConfig) -> MergedTokens:
@@ -178,11 +188,6 @@ def run_vision(session: ort.InferenceSession, pixels: Array, past: Array, config
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def as_merged(outputs: dict[str, Array]) -> MergedTokens:
-    names = ("video_tokens", "token_group", "patch_to_token", "frame_segment")
-    return MergedTokens(*(outputs[name] for name in names))
-
-
 @pytest.mark.parametrize("frames", [1, 2, 3, 8, 16])
 def test_features_equal_transformers_and_merge_equals_the_reference(
     vision: ort.InferenceSession, tiny_model: Callable[[str], Any], frames: int
@@ -215,7 +220,7 @@ def test_features_of_earlier_frames_count_like_frames(vision: ort.InferenceSessi
     pixels, config = pixel_values(render_frames(10, size, cuts=(4,))), PruneConfig(min_cluster_tokens=4)
     whole = run_vision(vision, pixels, np.zeros((0, patches, 64), np.float32), config)
     assert len(np.unique(whole["frame_segment"])) > 1
-    assert len(whole["video_tokens"]) < 0.8 * 10 * patches
+    assert whole["token_count"] < 0.8 * 10 * patches
     found = run_vision(vision, pixels[past:], whole["features"][:past], config)
     np.testing.assert_array_equal(found["features"][:past], whole["features"][:past])
     np.testing.assert_allclose(found["features"], whole["features"], atol=1e-5)

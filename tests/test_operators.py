@@ -30,6 +30,8 @@ prove = settings(derandomize=True, deadline=None, max_examples=150)
 seeds = st.integers(0, 2**32 - 1)
 OPSETS = (20, 21)
 NEAR = 1e-5
+# Most tokens in one of several groups.
+LARGEST = 40
 
 
 @cache
@@ -47,9 +49,14 @@ def model_of(name: str, opset: int, neighbours: int = 7) -> onnx.ModelProto:
         ),
         "RefineSegments": (operators.refine_segments(opset), [("labels", np.int64, ["T"])], ["T"]),
         "GroupTopK": (
-            operators.group_topk(opset),
-            [("scores", np.float32, ["V"]), ("group", np.int64, ["V"]), ("quota", np.int64, ["G"])],
-            ["R"],
+            operators.group_topk(opset, LARGEST),
+            [
+                ("scores", np.float32, ["V"]),
+                ("group", np.int64, ["V"]),
+                ("quota", np.int64, ["G"]),
+                ("most", np.int64, [1]),
+            ],
+            ["V"],
         ),
     }
     function, inputs, output_shape = makers[name]
@@ -255,25 +262,38 @@ def test_segments_of_chosen_labels_equal_the_reference(labels: list[int]) -> Non
 
 @st.composite
 def selections(draw: st.DrawFn) -> tuple[Array, Array, Array]:
-    """Scores [V], group [V] (sorted or not, some numbers unused) and quota [G]."""
+    """Scores [V], group [V] (ascending, some numbers unused, all of one group or of up to eight) and quota [G]."""
     rng = np.random.default_rng(draw(seeds))
-    tokens, groups = draw(st.integers(1, 80)), draw(st.integers(1, 8))
-    group = rng.integers(0, groups, size=tokens)
-    if draw(st.booleans()):
-        group = np.sort(group)
+    groups = draw(st.integers(1, 8))
+    if groups == 1:
+        group = np.zeros(draw(st.integers(1, 5 * LARGEST)), np.int64)
+    else:
+        sizes = rng.integers(0, draw(st.sampled_from([3, LARGEST])) + 1, size=groups)
+        sizes[rng.integers(groups)] += not sizes.any()
+        group = np.repeat(np.arange(groups), sizes)
     tied = draw(st.booleans())
-    scores = rng.integers(-2, 3, size=tokens) / 4 if tied else rng.normal(size=tokens)
-    quota = rng.integers(0, draw(st.integers(1, 20)), size=groups + draw(st.integers(0, 2)))
+    scores = rng.integers(-2, 3, size=len(group)) / 4 if tied else rng.normal(size=len(group))
+    unused = draw(st.integers(0, 2)) if groups > 1 else 0
+    quota = rng.integers(0, draw(st.sampled_from([1, 5, 20, 100])) + 1, size=groups + unused)
     return scores.astype(np.float32), group.astype(np.int64), quota.astype(np.int64)
 
 
+def kept_by_body(scores: Array, group: Array, quota: Array, opset: int = 20, most: int | None = None) -> list[int]:
+    """Indices of what the operator's body marks."""
+    bound = int(quota.max()) if most is None else most
+    marks = run("GroupTopK", scores, group, quota, np.array([bound]), opset=opset)
+    assert marks.dtype == np.int64
+    assert marks.shape == scores.shape
+    assert set(marks.tolist()) <= {0, 1}
+    return [int(index) for index in np.flatnonzero(marks)]
+
+
 @settings(prove, max_examples=300)
-@given(selections(), st.sampled_from(OPSETS))
-def test_kept_tokens_equal_the_reference(drawn: tuple[Array, Array, Array], opset: int) -> None:
+@given(selections(), st.sampled_from(OPSETS), st.integers(0, 50))
+def test_kept_tokens_equal_the_reference(drawn: tuple[Array, Array, Array], opset: int, more: int) -> None:
     scores, group, quota = drawn
-    found = run("GroupTopK", scores, group, quota, opset=opset)
-    assert found.dtype == np.int64
-    assert found.tolist() == reference.group_topk(scores, group, quota).tolist()
+    found = kept_by_body(scores, group, quota, opset, int(quota.max()) + more)
+    assert found == reference.group_topk(scores, group, quota).tolist()
 
 
 @pytest.mark.parametrize(
@@ -286,15 +306,19 @@ def test_kept_tokens_equal_the_reference(drawn: tuple[Array, Array, Array], opse
         ([0.1, 0.2, 0.3], [0, 2, 2], [1, 5, 1]),
         ([0.0, -0.0, 0.0], [0, 0, 0], [1]),
         ([1e-30, 2e-30, 0.0], [1, 1, 1], [0, 1]),
+        ([-3.4028235e38, -1.0, -3.4028235e38], [0, 0, 0], [2]),
+        ([-3.4028235e38, -3.4028235e38, 7.0], [0, 0, 1], [1, 1]),
     ],
 )
 def test_kept_tokens_of_chosen_scores_equal_the_reference(
     scores: list[float], group: list[int], quota: list[int]
 ) -> None:
-    found = run("GroupTopK", np.array(scores, np.float32), np.array(group), np.array(quota))
-    assert found.tolist() == reference.group_topk(np.array(scores, np.float32), group, quota).tolist()
+    chosen = np.array(scores, np.float32), np.array(group), np.array(quota)
+    assert kept_by_body(*chosen) == reference.group_topk(*chosen).tolist()
 
 
-def test_nothing_to_choose_from_keeps_nothing() -> None:
-    found = run("GroupTopK", np.zeros(0, np.float32), np.zeros(0, np.int64), np.array([3]))
-    assert found.tolist() == []
+@pytest.mark.parametrize("tokens", [63, 64, 65, 128, 3841, 6272])
+def test_one_group_may_have_any_number_of_tokens(tokens: int) -> None:
+    scores = np.random.default_rng(tokens).integers(0, tokens // 2, tokens).astype(np.float32)
+    chosen = scores, np.zeros(tokens, np.int64), np.array([2 * tokens // 5])
+    assert kept_by_body(*chosen) == reference.group_topk(*chosen).tolist()

@@ -108,7 +108,7 @@ def test_segments_are_one_program(tensorrt: Callable[..., Any]) -> None:
 def test_selection_launches_programs_for_all_tokens(tensorrt: Callable[..., Any], element: str) -> None:
     launch = tensorrt(plugin_builder.build, "GroupTopK", [SCORES._replace(type=element), GROUP, QUOTA], {})
     check_kernel(launch, "group_topk_kernel", 5)
-    assert (launch.types, launch.shapes) == (["FLOAT"], [["V"]])
+    assert (launch.types, launch.shapes) == (["INT64"], [["V"]])
     assert (launch.grid, launch.arguments) == (("CEIL_DIV(V, 16)", "1", "1"), ["V"])
 
 
@@ -163,7 +163,7 @@ class GroupTopK(OpRun):
     op_domain = "prunevid"
 
     def _run(self, scores: Any, group: Any, quota: Any, **common: Any) -> Any:
-        marks = np.zeros(scores.shape, np.float32)
+        marks = np.zeros(scores.shape, np.int64)
         marks[reference.group_topk(scores, group, quota)] = 1
         return (marks,)
 
@@ -175,7 +175,8 @@ def example(operator: str) -> list[Any]:
         return [squared.astype(np.float32), rng.random((3, 20)) < 0.8, np.array([5, 3, 2])]
     if operator == "RefineSegments":
         return [np.array([0, 0, 0, 2, 1, 1, 0, 1, 1, 1])]
-    return [rng.random(30).astype(np.float32), rng.integers(0, 3, 30), np.array([4, 0, 40])]
+    scores, group = rng.random(30).astype(np.float32), np.sort(rng.integers(0, 3, 30))
+    return [scores, group, np.array([4, 0, 40]), np.array([40])]
 
 
 @pytest.mark.parametrize("operator", PLUGINS)

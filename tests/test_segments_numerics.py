@@ -64,7 +64,7 @@ def build_segments(
         spec.shape,
         np.dtype(dtype.numpy()),
         session_of(build_llm_pre(spec, weights, spelling, prune_layer)),
-        session_of(build_select(spec.shape, spelling, dtype, prune_layer + 1)),
+        session_of(build_select(spec.shape, spelling, dtype, prune_layer + 1, largest=9)),
         session_of(build_llm_post(spec, weights, spelling, prune_layer, weights.tensor(spec.head))),
     )
 
@@ -239,20 +239,22 @@ def test_scaled_rotary_embeddings_equal_transformers(tmp_path: Path, scaling: st
     np.testing.assert_allclose(found.logits[39], logits[39], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize(("prefix", "axes"), [(0, 1), (3, 3)])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_select_cuts_what_numpy_cuts(
-    tiny_model: Callable[[str], Any], segments: Callable[[str, str], Segments], dialect: str, prefix: int
+    tiny_model: Callable[[str], Any], segments: Callable[[str, str], Segments], dialect: str, prefix: int, axes: int
 ) -> None:
     both, ids = segments("qwen2", dialect), random_ids(24)
     run = run_chunks(both, embeddings(tiny_model("qwen2"), ids), [24], [18])
     # Group 2 is empty, group 3 keeps nothing, group 4 has fewer tokens than its quota.
     group, quota = np.array([0, 0, 0, 0, 1, 1, 1, 3, 3, 4]), np.array([2, 1, 3, 0, 5])
-    scores = run.scores[0]
+    scores, positions = run.scores[0], np.random.default_rng(axes).integers(0, 999, (axes, 24))
     feeds = {
         "question_scores": scores,
         "token_group": group,
         "quota": quota,
+        "kept_count": np.array([len(group_topk(scores[prefix : prefix + 10], group, quota))]),
+        "position_ids": positions,
         "video_start": np.array([prefix]),
         "hidden": run.hidden[None],
         **run.pre.cache,
@@ -265,7 +267,7 @@ def test_select_cuts_what_numpy_cuts(
     kept = group_topk(scores[prefix : prefix + 10], group, quota)
     rows = np.concatenate([np.arange(prefix), prefix + kept, np.arange(prefix + 10, 24)])
     np.testing.assert_array_equal(found["kept"], kept)
-    np.testing.assert_array_equal(found["position_ids"], rows[None])
+    np.testing.assert_array_equal(found["kept_position_ids"], positions[:, rows])
     np.testing.assert_array_equal(found["kept_hidden"][0], run.hidden[rows])
     for name in run.pre.cache:
         cut = found[name.replace("past_", "present_")][0]
@@ -285,13 +287,15 @@ def test_keeping_everything_cuts_nothing(
         "question_scores": run.scores[0],
         "token_group": np.zeros(6, np.int64),
         "quota": np.array([6]),
+        "kept_count": np.array([6]),
+        "position_ids": np.arange(12)[None],
         "video_start": np.array([2]),
         "hidden": run.hidden[None],
         **run.pre.cache,
     }
     if dialect == "ort":
         feeds["capacity"] = np.array([12])
-    kept, position_ids, hidden = both.select.run(["kept", "position_ids", "kept_hidden"], feeds)
+    kept, position_ids, hidden = both.select.run(["kept", "kept_position_ids", "kept_hidden"], feeds)
     assert kept.tolist() == list(range(6))
     assert position_ids.tolist() == [list(range(12))]
     np.testing.assert_array_equal(hidden[0], run.hidden)

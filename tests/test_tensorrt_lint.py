@@ -14,7 +14,7 @@ from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
 from prunevid.export import export, operators, tensorrt_operators
 from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import largest_sizes, limits_of, profiles_of
+from prunevid.export.engine.profiles import limits_of, profiles_of, ranges_of
 from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
 
 OPSET = helper.make_opsetid("", 20)
@@ -53,8 +53,8 @@ def test_portable_bundles_parse_everywhere(tiny_bundle: Callable[[str, str], Pat
     limits = limits_of(bundle.manifest)
     for graph, spec in bundle.manifest.graphs.items():
         model = onnx.load(bundle.file(spec.file), load_external_data=False)
-        sizes = largest_sizes(profiles_of(bundle.manifest, graph, limits))
-        assert unsupported(model, release, sizes=sizes) == [], graph
+        for profile in profiles_of(bundle.manifest, graph, limits):
+            assert unsupported(model, release, sizes=ranges_of(profile)) == [], graph
 
 
 def test_fused_operators_are_found(tiny_bundle: Callable[[str, str], Path]) -> None:
@@ -192,7 +192,7 @@ def test_later_releases_only_add() -> None:
 
 
 def test_the_plugins_are_the_operators_of_the_graphs() -> None:
-    bodies = (operators.dpc_knn(20, 7), operators.refine_segments(20), operators.group_topk(20))
+    bodies = (operators.dpc_knn(20, 7), operators.refine_segments(20), operators.group_topk(20, 196))
     assert {(body.domain, body.name) for body in bodies} == plugins.OPERATORS
 
 

@@ -53,6 +53,7 @@ class _Source:
             "question_scores": lambda shape: rng.random(shape),
             "token_group": lambda shape: np.sort(self._groups(shape[0])),
             "quota": self._quota,
+            "kept_count": lambda shape: np.full(shape, self._quota((self._sizes["groups"],)).sum()),
         }
 
     def array(self, spec: TensorSpec) -> Array:

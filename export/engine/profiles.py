@@ -13,6 +13,7 @@ from typing import NamedTuple
 from prunevid.bundle import Manifest
 from prunevid.engines import EngineProfile, InputRange
 from prunevid.errors import PruneVidError
+from prunevid.export.tensorrt_operators import TOPK_LIMIT
 from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 
 # Rows for text: prompt, question and answer together.
@@ -150,16 +151,25 @@ def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
 
 
 def _select(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
-    """``prefill``: all rows of a video and a question."""
-    merged = _merged(manifest, limits)
+    """All rows of a video and a question: ``groups`` where tokens compete in several groups, ``global`` in one.
+
+    Without plugins, TensorRT sorts so many of a group's tokens as are kept, and fewer than 3840.
+    """
+    merged, kept = _merged(manifest, limits), _kept(manifest, limits)
     rows = Range(1, merged + 2 * _TEXT_BEFORE, limits.rows)
-    sizes = {
-        "total": rows,
-        "past": rows,
-        "visual": Range(1, merged, limits.visual),
-        "groups": Range(1, 2 * limits.frames, 2 * limits.frames),
-    }
-    return (Profile("prefill", sizes, {"video_start": Range(0, _TEXT_BEFORE, limits.rows - limits.visual)}),)
+    sizes = {"total": rows, "past": rows, "visual": Range(1, merged, limits.visual), "axes": Range(1, 1, 1)}
+    start = Range(0, _TEXT_BEFORE, limits.rows - limits.visual)
+    return tuple(
+        Profile(
+            name,
+            {**sizes, "groups": groups},
+            {"video_start": start, "kept_count": Range(0, min(kept, most), most)},
+        )
+        for name, groups, most in (
+            ("groups", Range(2, 2 * limits.frames, 2 * limits.frames), limits.visual),
+            ("global", Range(1, 1, 1), min(limits.visual, TOPK_LIMIT - 1)),
+        )
+    )
 
 
 def _merged(manifest: Manifest, limits: Limits) -> int:

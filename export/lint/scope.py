@@ -15,7 +15,9 @@ from onnx.external_data_helper import uses_external_data
 # ONNX's names of element types where NumPy's differ.
 _TYPE_NAMES = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn", "float4e2m1": "float4_e2m1"}
 # Operators that pass every number of their first input on, or some of them.
-_PASS_ON = frozenset({"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_PASS_ON = frozenset(
+    {"Cast", "CastLike", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 # Operators whose outputs hang on no number in their inputs.
 _OF_SHAPES = frozenset({"Shape", "Size", "NonZero"})
 
@@ -43,8 +45,7 @@ class Scope:
     """What is known of the values that a graph's nodes can name, those of the graphs around it included.
 
     ranges: bounds of integer inputs. shapes: bounds of the dimensions of the graph's inputs. dims: dimensions of all
-    values at their largest, None where that is not known. inputs: values that come when the graph runs. opset: of
-    ONNX's own operators.
+    values at their largest, None where that is not known. inputs: values that come when the graph runs.
     """
 
     ranges: Mapping[str, Bounds] = field(default_factory=dict)
@@ -54,7 +55,6 @@ class Scope:
     constants: dict[str, onnx.TensorProto | None] = field(default_factory=dict)
     producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
     inputs: set[str] = field(default_factory=set)
-    opset: int = 0
 
     def inside(self, graph: onnx.GraphProto) -> Scope:
         """The scope of a graph within this one."""
@@ -66,7 +66,6 @@ class Scope:
             dict(self.constants),
             dict(self.producers),
             set(self.inputs),
-            self.opset,
         )
         for value in (*graph.input, *graph.output, *graph.value_info):
             inner._add(value.name, value.type.tensor_type)

@@ -60,8 +60,9 @@ def _settings(manifest: Manifest) -> list[TensorSpec]:
 def _merged(manifest: Manifest) -> list[TensorSpec]:
     model = manifest.model
     return [
-        TensorSpec("video_tokens", manifest.embeddings.dtype, ("visual", model.decoder.hidden_size)),
-        TensorSpec("token_group", "int64", ("visual",)),
+        TensorSpec("video_tokens", manifest.embeddings.dtype, ("patches", model.decoder.hidden_size)),
+        TensorSpec("token_group", "int64", ("patches",)),
+        TensorSpec("token_count", "int64", (1,)),
         TensorSpec("patch_to_token", "int64", ("frames", model.tokens_per_frame)),
         TensorSpec("frame_segment", "int64", ("frames",)),
     ]
@@ -118,12 +119,18 @@ def _select(manifest: Manifest) -> Tensors:
         _SCORES,
         TensorSpec("token_group", "int64", ("visual",)),
         TensorSpec("quota", "int64", ("groups",)),
+        TensorSpec("kept_count", "int64", (1,)),
+        TensorSpec("position_ids", "int64", ("axes", "total")),
         TensorSpec("video_start", "int64", (1,)),
         _hidden(manifest, "hidden", "total"),
     ]
     if manifest.dialect == "ort":
         inputs.append(TensorSpec("capacity", "int64", (1,)))
-    outputs = [TensorSpec("kept", "int64", ("kept",)), _POSITIONS, _hidden(manifest, "kept_hidden", "rows")]
+    outputs = [
+        TensorSpec("kept", "int64", ("kept",)),
+        TensorSpec("kept_position_ids", "int64", ("axes", "rows")),
+        _hidden(manifest, "kept_hidden", "rows"),
+    ]
     return _tensors(
         [*inputs, *_cache(manifest, "past", layers)],
         [*outputs, *_cache(manifest, "present", layers, rows="new_capacity")],

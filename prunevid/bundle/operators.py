@@ -19,9 +19,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 _GRAPH = _names(
-    "Add And Cast CastLike Concat Constant Conv Cos CumSum Div Equal Expand Gather Gelu Gemm Greater "
-    "LayerNormalization LessOrEqual MatMul Max Mul NonZero Not Range ReduceMax ReduceMean ReduceSum ReduceSumSquare "
-    "Reshape Resize ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where "
+    "Add And Cast CastLike Concat Constant Conv Cos Div Equal Expand Gather Gelu Gemm Greater "
+    "LayerNormalization Less LessOrEqual MatMul Max Mul Not Range ReduceMax ReduceMean ReduceSum ReduceSumSquare "
+    "Reshape Resize ScatterElements Shape Sigmoid Sin Slice Softmax Sqrt Squeeze Sub Transpose Unsqueeze Where "
     "prunevid.DpcKnn prunevid.GroupTopK prunevid.RefineSegments"
 )
 GRAPH_OPERATORS = {
@@ -30,22 +30,23 @@ GRAPH_OPERATORS = {
         "If SimplifiedLayerNormalization com.microsoft.DynamicQuantizeMatMul com.microsoft.GroupQueryAttention "
         "com.microsoft.MatMulNBits com.microsoft.MultiHeadAttention com.microsoft.RotaryEmbedding"
     ),
-    "portable": _GRAPH | _names("DequantizeLinear GreaterOrEqual Less Or QuantizeLinear"),
+    "portable": _GRAPH | _names("DequantizeLinear GreaterOrEqual Or QuantizeLinear Split"),
 }
 """By dialect, the operators of graphs themselves, as ``DOMAIN.NAME``, or ``NAME`` where they are ONNX's own."""
 
 FUNCTION_OPERATORS = {
     "prunevid.DpcKnn": _names(
-        "And ArgMin Cast CastLike Constant CumSum Div Equal Expand GatherElements Greater GreaterOrEqual Less Log Max "
-        "Min Mul Or Range ReduceMax ReduceMin ReduceSum ScatterElements Shape Squeeze Sub TopK Unsqueeze Where"
+        "And ArgMin Cast CastLike Constant Div Equal Expand GatherElements Greater GreaterOrEqual Less Log MatMul Max "
+        "Min Mul Or Range ReduceMax ReduceMin ReduceSum ScatterElements Shape Squeeze Sub TopK Transpose Unsqueeze "
+        "Where"
     ),
     "prunevid.GroupTopK": _names(
-        "Cast CastLike Constant CumSum Equal Expand Gather GatherElements LessOrEqual NonZero Range ScatterElements "
-        "Shape Squeeze TopK Unsqueeze"
+        "Add Cast CastLike Concat Constant Equal Expand Gather Less Max Min Mul Range ReduceSum Reshape "
+        "ScatterElements Shape Squeeze Sub TopK Unsqueeze Where"
     ),
     "prunevid.RefineSegments": _names(
-        "And ArgMax Cast CastLike Concat Constant CumSum Equal Gather Greater GreaterOrEqual Mul Not Range ReduceMax "
-        "ReduceSum Scan Shape Slice Squeeze Unsqueeze Where"
+        "And ArgMax Cast CastLike Concat Constant Equal Gather Greater GreaterOrEqual Less Mul Not Range ReduceMax "
+        "ReduceSum Scan Shape Slice Squeeze Transpose Unsqueeze Where"
     ),
 }
 """The operators inside the functions that a file may bring along, by the function's name."""

@@ -28,7 +28,7 @@ def cases(capability: int, element: str = "fp32") -> Iterator[Case]:
     kernel = refine_segments.refine_segments_kernel
     compiled = compile_kernel(kernel, types, {"BLOCK": MAX_FRAMES}, refine_segments.WARPS, capability)
     yield Case("RefineSegments", f"T = {MAX_FRAMES}", compiled)
-    types = [f"*{element}", "*i64", "*i64", "i32", "*fp32"]
+    types = [f"*{element}", "*i64", "*i64", "i32", "*i64"]
     constants = {"BLOCK": group_topk.BLOCK, "ROWS": group_topk.ROWS}
     compiled = compile_kernel(group_topk.group_topk_kernel, types, constants, group_topk.WARPS, capability)
     yield Case("GroupTopK", "any", compiled)

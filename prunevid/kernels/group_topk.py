@@ -1,7 +1,7 @@
 """Which tokens of every group have the largest scores: the part of ``GroupTopK`` that needs a kernel.
 
 A token is kept if fewer than its group's quota are ahead of it, which every token can count for itself: any number of
-tokens and groups, in any order. The kernel marks the kept tokens; NonZero lists them.
+tokens and groups, in any order. The kernel marks the kept tokens.
 Source: PruneVid (arXiv 2412.16117), section 3.3. The oracle is :func:`prunevid.reference.group_topk`.
 """
 

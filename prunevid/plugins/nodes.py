@@ -1,8 +1,8 @@
 """What TensorRT's parser must find in a graph to take an operator for the plugin of that name.
 
 A plugin's inputs, outputs and own attributes are the operator's (``export/operators.py``), with two exceptions. Plugins
-cannot read booleans: DpcKnn reads ``valid`` as int32. And lists whose length depends on data are left to TensorRT's
-NonZero: GroupTopK marks what is kept, float32 [V]. No plugin has an output for scratch memory.
+cannot read booleans: DpcKnn reads ``valid`` as int32. And what only bounds the work of an operator's body is left out:
+GroupTopK does not read ``most``. No plugin has an output for scratch memory.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ ATTRIBUTES: dict[str, str | int] = {"plugin_namespace": NAMESPACE, "plugin_versi
 class PluginNode:
     """How a plugin differs from its operator.
 
-    cast_inputs: number of an input to the ONNX type that the plugin reads it as. marks: whether it marks, float32 [V],
-    what the operator lists.
+    inputs: how many of the operator's inputs it reads. cast_inputs: number of an input to the ONNX type that the plugin
+    reads it as.
     """
 
+    inputs: int
     cast_inputs: dict[int, str] = field(default_factory=dict)
-    marks: bool = False
 
 
 PLUGINS = {
-    "DpcKnn": PluginNode(cast_inputs={1: "INT32"}),
-    "RefineSegments": PluginNode(),
-    "GroupTopK": PluginNode(marks=True),
+    "DpcKnn": PluginNode(3, cast_inputs={1: "INT32"}),
+    "RefineSegments": PluginNode(1),
+    "GroupTopK": PluginNode(3),
 }
 """The plugins, by the operators' names."""
 
@@ -52,20 +52,13 @@ def plugin_nodes(node: NodeProto) -> list[NodeProto]:
 
     if node.op_type not in PLUGINS:
         raise PruneVidError(f"the operator {node.op_type} has no TensorRT plugin: known are {', '.join(PLUGINS)}")
-    plugin, output = NodeProto(), node.output[0]
+    plugin, form = NodeProto(), PLUGINS[node.op_type]
     plugin.CopyFrom(node)
+    del plugin.input[form.inputs :]
     plugin.attribute.extend(helper.make_attribute(name, value) for name, value in ATTRIBUTES.items())
     nodes = [plugin]
-    for number, kind in PLUGINS[node.op_type].cast_inputs.items():
-        plugin.input[number] = f"{output}/{kind}"
+    for number, kind in form.cast_inputs.items():
+        plugin.input[number] = f"{node.output[0]}/{kind}"
         to = TensorProto.DataType.Value(kind)
         nodes.insert(0, helper.make_node("Cast", [node.input[number]], [plugin.input[number]], to=to))
-    if PLUGINS[node.op_type].marks:
-        marks, row, axis = (f"{output}/{part}" for part in ("marks", "row", "axis"))
-        plugin.output[0] = marks
-        nodes += [
-            helper.make_node("NonZero", [marks], [row]),
-            helper.make_node("Constant", [], [axis], value_ints=[0]),
-            helper.make_node("Squeeze", [row, axis], [output]),
-        ]
     return nodes

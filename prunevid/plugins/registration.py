@@ -128,13 +128,13 @@ def _register_group_topk(capability: int) -> None:
 
     @trtp.register(name)
     def describe(scores: trtp.TensorDesc, group: trtp.TensorDesc, quota: trtp.TensorDesc) -> trtp.TensorDesc:
-        return trtp.from_shape_expr(scores.shape_expr, dtype=trt.float32)
+        return trtp.from_shape_expr(scores.shape_expr, dtype=trt.int64)
 
     @trtp.autotune(name)
     def formats(
         scores: trtp.TensorDesc, group: trtp.TensorDesc, quota: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
     ) -> list[trtp.AutoTuneCombination]:
-        return [trtp.AutoTuneCombination("FP32*FP16*BF16, INT64, INT64, FP32")]
+        return [trtp.AutoTuneCombination("FP32*FP16*BF16, INT64, INT64, INT64")]
 
     @trtp.aot_impl(name)
     def kernel(

@@ -139,7 +139,7 @@ def _make_logger(trt: Any) -> Any:
             telling = [error for error in self.errors if not any(word in error for word in _HOLLOW)]
             error = (telling or self.errors or ["it gives no reason"])[-1]
             error = re.sub(r"^\S+: Error Code \d+: ", "", " ".join(error.split()))
-            error = re.sub(r" ?In \S+ at /\S+?:\d+", "", error)
+            error = re.sub(r" at /\S+?:\d+", "", error)
             return re.sub(r"\[\S+\.(cpp|h):\d+: \w+\] ", "", error)
 
     return Logger()

@@ -54,12 +54,13 @@ def unsupported(
         value.name: [_bounds(dim, known) for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
     }
     seen = _as_parsed(model, parser, known)
+    opset = next((entry.version for entry in seen.opset_import if entry.domain in ONNX_DOMAINS), 0)
     findings = list(_opset_findings(seen, parser))
     for value in (*seen.graph.input, *seen.graph.output):
         kind = type_name(value.type.tensor_type.elem_type)
         if parser.read_as.get(kind, kind) not in parser.io_types:
             findings.append(Finding(value.name, "input or output", f"an engine has none of type {kind or 'unknown'}"))
-    findings += _graph_findings(seen.graph, Scope(known, shapes), parser)
+    findings += _graph_findings(seen.graph, Scope(known, shapes, opset=opset), parser)
     return findings
 
 

@@ -115,21 +115,24 @@ def _check_bundle(bundle: Bundle, fp16: bool) -> None:
         )
 
 
-def _plan(bundle: Bundle, graph: str, limits: Limits, destination: Destination, settings: BuildSettings) -> _Plan:
-    """Rewrite a graph for TensorRT's parser; raises PruneVidError where that could not parse it."""
-    manifest = bundle.manifest
-    file = bundle.file(manifest.graphs[graph].file)
+def job_of(bundle: Bundle, graph: str, limits: Limits, destination: Destination) -> EngineJob:
+    """What the engine of a graph is built from; raises PruneVidError where the destination's parser refuses it."""
+    file = bundle.file(bundle.manifest.graphs[graph].file)
     with reading(file):
         model = onnx.load(file, load_external_data=False)
-    profiles = profiles_of(manifest, graph, limits)
     rewritten = for_parser(model, plugins_too=destination.plugins_too)
-    data = rewritten.SerializeToString(deterministic=True)
-    job = EngineJob(graph, data, file, profiles)
+    profiles = profiles_of(bundle.manifest, graph, limits)
+    job = EngineJob(graph, rewritten.SerializeToString(deterministic=True), file, profiles)
     destination.check(job, model)
+    return job
+
+
+def _plan(bundle: Bundle, graph: str, limits: Limits, destination: Destination, settings: BuildSettings) -> _Plan:
+    job, files = job_of(bundle, graph, limits, destination), bundle.manifest.files
     ingredients = {
-        "model": hashlib.sha256(data).hexdigest(),
-        "weights": {name: manifest.files[name].sha256 for name in sorted(_weight_files(model))},
-        "profiles": [asdict(profile) for profile in profiles],
+        "model": hashlib.sha256(job.model).hexdigest(),
+        "weights": {name: files[name].sha256 for name in sorted(_weight_files(onnx.load_from_string(job.model)))},
+        "profiles": [asdict(profile) for profile in job.profiles],
         "workspace": settings.workspace,
         "prunevid": __version__,
         **destination.ingredients(),

@@ -45,10 +45,11 @@ class EngineJob:
 class BuiltEngine:
     """An engine that was written to a file: its profiles, and what building it took.
 
-    seconds: parsing included. memory: the largest that the process which built it had at a time in bytes; None where
-    the engine was built in this one.
+    seconds: parsing included; parse_seconds: of them, until it was parsed. memory: the largest that the process which
+    built it had at a time in bytes; None where the engine was built in this one.
     """
 
     profiles: tuple[EngineProfile, ...]
     seconds: float
     memory: int | None = None
+    parse_seconds: float | None = None

@@ -68,6 +68,7 @@ class RtxToolkit:
         started = time.monotonic()
         with self._worker(job) as worker:
             inputs = self._parse(worker, job)["inputs"]
+            parsed = time.monotonic() - started
             shape_inputs = [tensor["name"] for tensor in inputs if tensor["is_shape"]]
             known = tuple(recorded(manifest, job.graph, profile, shape_inputs) for profile in job.profiles)
             profiles = [
@@ -84,7 +85,7 @@ class RtxToolkit:
                 "output": os.fspath(output),
             }
             built = worker.ask("build", arguments, "failed to build", progress)
-        return BuiltEngine(known, time.monotonic() - started, built["memory"])
+        return BuiltEngine(known, time.monotonic() - started, built["memory"], parsed)
 
     def _parse(self, worker: _Worker, job: EngineJob) -> dict[str, Any]:
         arguments = {"model": base64.b64encode(job.model).decode(), "file": os.fspath(job.file)}

@@ -22,7 +22,7 @@ def _topk(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
     sizes = scope.sizes(node.input[0])
     length = sizes[axis] if -len(sizes) <= axis < len(sizes) else Bounds(0, inf)
-    largest = min(length.high, scope.bounds(node.input[1]).high)
+    largest = min(length.high, scope.bounds(_inputs(node, 2)[1]).high)
     if largest == inf:
         yield f"nothing bounds its K, which must be below {parser.topk_most + 1}"
     elif largest > parser.topk_most:
@@ -31,21 +31,24 @@ def _topk(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
 
 def _quantization(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
     """Zero points are constants and zero; codes are of few types; int4 comes in blocks, with two weights in a byte."""
-    codes = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
+    values, scale, zero = _inputs(node, 3)
+    codes = values if node.op_type == "DequantizeLinear" else node.output[0]
     kind = scope.types.get(codes, "")
-    if len(node.input) > 2 and node.input[2]:
-        zero = scope.values(node.input[2])
-        if zero is not None and zero.astype(np.float32).any():
+    if zero:
+        point = scope.values(zero)
+        if point is not None and point.astype(np.float32).any():
             yield "its zero point must be zero"
-        if node.input[2] not in scope.constants and kind != "float8_e4m3fn":
+        if zero not in scope.constants and kind != "float8_e4m3fn":
             yield "its zero point must be a constant"
     allowed = parser.operators[node.op_type] if node.op_type == "DequantizeLinear" else parser.codes
     if kind not in allowed:
         yield f"its codes are {kind or 'of unknown type'}: {', '.join(sorted(allowed))} are taken"
-    given, scale = (parser.type_of(scope, name) for name in node.input[:2])
-    if node.op_type == "QuantizeLinear" and scale not in (given, "float32"):
+    if node.op_type == "QuantizeLinear" and parser.type_of(scope, scale) not in (
+        parser.type_of(scope, values),
+        "float32",
+    ):
         yield "its scale must be of the type that it quantizes, or float32"
-    dims, scales = scope.static(codes), scope.static(node.input[1])
+    dims, scales = scope.static(codes), scope.static(scale)
     if kind in ("int4", "float4_e2m1") and parser.int4_blocks is None and dims is not None and math.prod(dims) % 2:
         yield f"{kind} needs an even number of elements"
     if kind == "int4":
@@ -87,9 +90,8 @@ def _slice(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
 def _attention(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
     """Source: IAttention in TensorRT's API; sizes of heads were tried with TensorRT-RTX."""
     given = {attribute.name: attribute.i for attribute in node.attribute}
-    query, key, value = node.input[:3]
-    mask = node.input[3] if len(node.input) > 3 else ""
-    kinds = [parser.type_of(scope, name) for name in node.input[:3]]
+    query, key, value, mask = _inputs(node, 4)
+    kinds = [parser.type_of(scope, name) for name in (query, key, value)]
     if len(set(kinds)) > 1:
         yield "query, key and value must be of one type"
     if mask and scope.types.get(mask) not in (kinds[0], "bool"):
@@ -160,6 +162,11 @@ def _branches(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[st
 def _rank(value: onnx.ValueInfoProto) -> int | None:
     kind = value.type.tensor_type
     return len(kind.shape.dim) if kind.HasField("shape") else None
+
+
+def _inputs(node: onnx.NodeProto, count: int) -> list[str]:
+    """The names of a node's first inputs, empty for those that it does not have."""
+    return [*node.input, *[""] * count][:count]
 
 
 RULES: dict[str, Callable[[onnx.NodeProto, Scope, Parser], Iterator[str]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import onnx
 
@@ -57,6 +58,9 @@ def node_findings(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
     if types is None:
         yield "the parser does not have it"
         return
+    if len(node.input) < _fewest_inputs(node.op_type, scope.opset):
+        yield f"has {len(node.input)} inputs, which are too few"
+        return
     yield from _types(node, scope, parser, types)
     yield from _attributes(node, parser)
     yield from _constants(node, scope, parser)
@@ -66,6 +70,16 @@ def node_findings(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
     rule = RULES.get(node.op_type)
     if rule is not None:
         yield from rule(node, scope, parser)
+
+
+@cache
+def _fewest_inputs(operator: str, opset: int) -> int:
+    """How many inputs ONNX wants of an operator; none of one that it does not have."""
+    try:
+        fewest: int = onnx.defs.get_schema(operator, opset, "").min_input
+    except onnx.defs.SchemaError:
+        return 0
+    return fewest
 
 
 def _types(node: onnx.NodeProto, scope: Scope, parser: Parser, types: Iterable[str]) -> Iterator[str]:

@@ -45,7 +45,8 @@ class Scope:
     """What is known of the values that a graph's nodes can name, those of the graphs around it included.
 
     ranges: bounds of integer inputs. shapes: bounds of the dimensions of the graph's inputs. dims: dimensions of all
-    values at their largest, None where that is not known. inputs: values that come when the graph runs.
+    values at their largest, None where that is not known. inputs: values that come when the graph runs. opset: of
+    ONNX's own operators.
     """
 
     ranges: Mapping[str, Bounds] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Scope:
     constants: dict[str, onnx.TensorProto | None] = field(default_factory=dict)
     producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
     inputs: set[str] = field(default_factory=set)
+    opset: int = 0
 
     def inside(self, graph: onnx.GraphProto) -> Scope:
         """The scope of a graph within this one."""
@@ -66,6 +68,7 @@ class Scope:
             dict(self.constants),
             dict(self.producers),
             set(self.inputs),
+            self.opset,
         )
         for value in (*graph.input, *graph.output, *graph.value_info):
             inner._add(value.name, value.type.tensor_type)

@@ -108,6 +108,9 @@ CONSTANT_INPUTS: dict[str, tuple[int, ...]] = {
 # Pad's axes as well, before this release.
 PAD_TAKES_AXES = (10, 4)
 
+# Types of inputs that are not those that the table speaks of, by operator and number of the input.
+INPUT_TYPES = {"Where": {0: frozenset({_B})}}
+
 # Outputs behind the first that must not be used.
 ONE_OUTPUT = frozenset({"Attention", "BatchNormalization", "LayerNormalization", "MaxPool"})
 

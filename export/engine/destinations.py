@@ -14,6 +14,7 @@ from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
 from prunevid.export.engine.profiles import Limits, ranges_of
 from prunevid.export.engine.targets import check_precision, check_target, rtx_capabilities
+from prunevid.export.lint.parsers import RTX
 from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ class RtxGpus:
         """Nothing to be made ready."""
 
     def check(self, job: EngineJob, model: onnx.ModelProto) -> None:
-        """By the parser itself."""
+        """By the parser itself, and by the lint, which knows what the builder refuses later or at the largest sizes."""
         self._toolkit.parse(job)
+        _lint(job, model, RTX + self._toolkit.version)
 
     def ingredients(self) -> dict[str, Any]:
         """The builder and its targets."""

@@ -32,7 +32,6 @@ class Parser:
     constant_inputs: Mapping[str, tuple[int, ...]]
     fixed_attributes: Mapping[str, Mapping[str, tuple[object, ...]]]
     topk_most: int
-    codes: frozenset[str]
     int4_blocks: tuple[int, ...] | None
     io_types: frozenset[str]
     input_types: Mapping[str, Mapping[int, frozenset[str]]]
@@ -68,10 +67,9 @@ def parser_of(version: str) -> Parser:
         constant_inputs=constants,
         fixed_attributes=table.FIXED_ATTRIBUTES,
         topk_most=table.TOPK_LIMIT - 1,
-        codes=table.CODES,
         int4_blocks=table.INT4_BLOCKS,
         io_types=table.IO_TYPES,
-        input_types={"Pow": {1: table.operators(release)["Pow"]}},
+        input_types={"Pow": {1: table.operators(release)["Pow"]}, **table.INPUT_TYPES},
     )
 
 
@@ -96,10 +94,9 @@ def _rtx(version: str) -> Parser:
         constant_inputs={name: places for name, places in table.CONSTANT_INPUTS.items() if name not in rtx.VARIABLE},
         fixed_attributes={**table.FIXED_ATTRIBUTES, **rtx.FIXED_ATTRIBUTES},
         topk_most=rtx.TOPK_MOST,
-        codes=table.CODES | rtx.MORE_CODES,
         int4_blocks=None,
         io_types=table.IO_TYPES | rtx.MORE_IO_TYPES,
-        input_types=rtx.INPUT_TYPES,
+        input_types={**table.INPUT_TYPES, **rtx.INPUT_TYPES},
         code_constants=rtx.CODE_CONSTANTS,
         least_head=rtx.LEAST_HEAD,
         read_as=rtx.READ_AS,

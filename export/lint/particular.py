@@ -7,12 +7,14 @@ TensorRT-RTX's parser and builder said to ONNX's own node tests.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from math import inf
 
 import numpy as np
 import onnx
 
+from prunevid.export import tensorrt_operators as table
 from prunevid.export.lint.parsers import Parser
 from prunevid.export.lint.scope import Bounds, Scope
 
@@ -40,15 +42,19 @@ def _quantization(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
             yield "its zero point must be zero"
         if zero not in scope.constants and kind != "float8_e4m3fn":
             yield "its zero point must be a constant"
-    allowed = parser.operators[node.op_type] if node.op_type == "DequantizeLinear" else parser.codes
+    allowed = parser.operators[node.op_type] if node.op_type == "DequantizeLinear" else table.CODES
     if kind not in allowed:
         yield f"its codes are {kind or 'of unknown type'}: {', '.join(sorted(allowed))} are taken"
-    if node.op_type == "QuantizeLinear" and parser.type_of(scope, scale) not in (
-        parser.type_of(scope, values),
-        "float32",
-    ):
+    given = (parser.type_of(scope, values), "float32")
+    if node.op_type == "QuantizeLinear" and kind == "float8_e4m3fn" and parser.type_of(scope, scale) not in given:
         yield "its scale must be of the type that it quantizes, or float32"
+    sizes = scope.values(scale)
+    if sizes is not None and not (sizes.astype(np.float32) > 0).all():
+        yield "its scales must be above zero"
     dims, scales = scope.static(codes), scope.static(scale)
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    if dims and scales and len(scales) == 1 < len(dims) and scales[0] not in (1, dims[axis]):
+        yield f"its scales must be one, or {dims[axis]}"
     if kind in ("int4", "float4_e2m1") and parser.int4_blocks is None and dims is not None and math.prod(dims) % 2:
         yield f"{kind} needs an even number of elements"
     if kind == "int4":
@@ -159,6 +165,19 @@ def _branches(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[st
         yield "its branches yield other numbers of dimensions"
 
 
+def _einsum(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
+    equation = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "equation"), "")
+    if not re.fullmatch("[a-z>., -]*", equation):
+        yield "its equation must be of small letters"
+
+
+def _loop(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
+    body = next((attribute.g for attribute in node.attribute if attribute.name == "body"), onnx.GraphProto())
+    used = {name for inner in body.node for name in inner.input} | {value.name for value in body.output}
+    if not _inputs(node, 2)[1] and len(body.input) > 1 and body.input[1].name in used:
+        yield "its body asks for a condition that it is not given"
+
+
 def _rank(value: onnx.ValueInfoProto) -> int | None:
     kind = value.type.tensor_type
     return len(kind.shape.dim) if kind.HasField("shape") else None
@@ -174,7 +193,9 @@ RULES: dict[str, Callable[[onnx.NodeProto, Scope, Parser], Iterator[str]]] = {
     "Clip": _clip,
     "DequantizeLinear": _quantization,
     "Dropout": _dropout,
+    "Einsum": _einsum,
     "If": _branches,
+    "Loop": _loop,
     "MatMul": _product_of_vector,
     "Mod": _modulo,
     "QuantizeLinear": _quantization,

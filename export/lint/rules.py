@@ -38,6 +38,7 @@ _SHAPE_INPUTS: dict[str, range] = {
     "Resize": range(2, 4),
     "Slice": range(1, 5),
 }
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # Codes of quantized values; as constants they can only be dequantized.
 _CODES = frozenset({"int8", "uint8", "int4", "float8_e4m3fn", "float4_e2m1"})
 _OUTPUTS_TOO = frozenset(
@@ -58,9 +59,12 @@ def node_findings(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
     if types is None:
         yield "the parser does not have it"
         return
-    if len(node.input) < _fewest_inputs(node.op_type, scope.opset):
+    schema = _schema(node.op_type, scope.opset)
+    if schema is not None and len(node.input) < schema.min_input:
         yield f"has {len(node.input)} inputs, which are too few"
         return
+    if schema is not None and node.op_type not in _QUANTIZING:
+        yield from _mixed_types(node, scope, parser, schema)
     yield from _types(node, scope, parser, types)
     yield from _attributes(node, parser)
     yield from _constants(node, scope, parser)
@@ -73,13 +77,24 @@ def node_findings(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
 
 
 @cache
-def _fewest_inputs(operator: str, opset: int) -> int:
-    """How many inputs ONNX wants of an operator; none of one that it does not have."""
+def _schema(operator: str, opset: int) -> onnx.defs.OpSchema | None:
+    """What ONNX says of an operator; None of one that it does not have."""
     try:
-        fewest: int = onnx.defs.get_schema(operator, opset, "").min_input
+        return onnx.defs.get_schema(operator, opset, "")
     except onnx.defs.SchemaError:
-        return 0
-    return fewest
+        return None
+
+
+def _mixed_types(node: onnx.NodeProto, scope: Scope, parser: Parser, schema: onnx.defs.OpSchema) -> Iterator[str]:
+    """Inputs that ONNX wants of one type are of one: the layers want it as well, but for those that quantize."""
+    found: dict[str, set[str]] = {}
+    for number, name in enumerate(node.input):
+        formal = schema.inputs[min(number, len(schema.inputs) - 1)]
+        if name and formal.is_homogeneous and parser.type_of(scope, name):
+            found.setdefault(formal.type_str, set()).add(parser.type_of(scope, name))
+    for kinds in found.values():
+        if len(kinds) > 1:
+            yield f"its inputs must be of one type, and are {' and '.join(sorted(kinds))}"
 
 
 def _types(node: onnx.NodeProto, scope: Scope, parser: Parser, types: Iterable[str]) -> Iterator[str]:
@@ -123,7 +138,7 @@ def _constants(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[s
     for number in parser.constant_inputs.get(node.op_type, ()):
         if number < len(node.input) and node.input[number] and node.input[number] not in scope.constants:
             yield f"its input {number} must be a constant"
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+    if node.op_type in _QUANTIZING:
         return
     for number, name in enumerate(node.input):
         kind = scope.types.get(name, "") if name in scope.constants else ""

@@ -18,8 +18,10 @@ _TYPE_NAMES = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_
 _PASS_ON = frozenset(
     {"Cast", "CastLike", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
-# Operators whose outputs hang on no number in their inputs.
-_OF_SHAPES = frozenset({"Shape", "Size", "NonZero"})
+# Operators by which shapes are computed; where another one stands between, it is computed like any tensor.
+_OF_SHAPES = _PASS_ON | frozenset(
+    ["Abs", "Add", "Ceil", "Concat", "Div", "Floor", "Gather", "Max", "Min", "Mul", "Neg", "Relu", "Sub", "Where"]
+)
 
 
 class Bounds(NamedTuple):
@@ -103,7 +105,7 @@ class Scope:
         return known if dims is not None and len(known) == len(dims) else None
 
     def from_floating_input(self, name: str) -> bool:
-        """Whether a value is computed from what an input of the graph holds in floating point, and not from shapes."""
+        """Whether a value is computed as a shape is, and from an input of the graph in floating point."""
         waiting, seen = [name], set()
         while waiting:
             value = waiting.pop()
@@ -114,7 +116,7 @@ class Scope:
             if node is None:
                 if value in self.inputs and "float" in self.types.get(value, ""):
                     return True
-            elif node.op_type not in _OF_SHAPES:
+            elif node.op_type in _OF_SHAPES:
                 waiting += node.input
         return False
 

@@ -8,11 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from builder_stand_in import ORIN, RtxStandIn, StandIn
 
+from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.calibration.calibrate import Settings, quantize
+from prunevid.calibration.progress import Silent
+from prunevid.calibration.questions import Split
+from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import cli as build_cli
@@ -192,6 +198,17 @@ def test_a_platform_that_it_does_not_exist_for_is_named(
     monkeypatch.setattr("prunevid.export.engine.rtx.sys.platform", "darwin")
     assert main(["build", str(path), "--device", "rtx"]) == 2
     assert "TensorRT-RTX is there for Linux and Windows, and this is darwin" in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_quantized_has_the_engines_of_none(path: Path, tmp_path: Path) -> None:
+    build(path, toolkit=StandIn())  # type: ignore[arg-type]
+    source = build_rtx(path, RtxStandIn(), "8.9")
+    workspace = Workspace(tmp_path / "out", "int8-qdq")
+    with patch("prunevid.calibration.calibrate.observe", drawn):
+        made = quantize(source, Split((), ()), Settings("int8-qdq"), workspace, Silent())
+    assert (made.manifest.engines, made.manifest.rtx_engines) == (None, None)
+    assert not [name for name in made.manifest.files if name.endswith(".engine")]
+    assert not list(made.path.glob("*.engine"))
 
 
 def test_a_bundle_for_onnx_runtime_alone_is_refused(

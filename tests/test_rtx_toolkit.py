@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,3 +233,58 @@ def test_a_profile_that_does_not_fit_is_told(toolkit: RtxToolkit, bundle: Bundle
     broken = replace(job, profiles=(Profile("rows", {**sizes, "rows": Range(1, 8, 4)}, {}),))
     with pytest.raises(PruneVidError):
         toolkit.build(broken, tmp_path / "engine", bundle.manifest, FOR_ADA, ignore)
+
+
+@pytest.mark.usefixtures("ordinary_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_command_and_its_builder_and_leaves_nothing(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    path = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle"))
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    command = [sys.executable, "-m", "prunevid.cli", "build", str(path), "--device", "rtx"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    assert any("Building engine" in line for line in process.stderr)
+    # As a terminal sends it: to all processes, the builder among them. Killed alone, the command cannot end it.
+    (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
+    told = process.communicate(timeout=120)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in told[1]
+    assert told[0] == ""
+    for _ in range(600):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the builder is still there")
+    if number != signal.SIGKILL:
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    opened = open_bundle(path)
+    assert opened.manifest.rtx_engines is None
+
+
+def test_the_command_needs_neither_torch_nor_cuda_and_prints_what_it_built(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle"))
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'cuda', 'polygraphy', 'tensorrt', 'triton', 'onnxscript'):\n"
+        "    sys.modules[name] = None\n"
+        "from prunevid.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["build", str(path), "--device", "rtx", "--capability", "12.0", "--capability", "8.6"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr.count(": starting")) == (0, 5), done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == f"TensorRT-RTX {trt.__version__}, for compute capability 8.6, 12.0"
+    manifest = open_bundle(path).manifest
+    assert manifest.rtx_engines is not None
+    assert [line.split(":")[0] for line in lines] == [str(path / e.file) for e in manifest.rtx_engines.graphs.values()]
+    assert all(" MB, " in line and ", built in " in line and line.endswith(" s") for line in lines)

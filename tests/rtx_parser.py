@@ -16,11 +16,12 @@ from typing import Any
 class Question:
     """A graph to parse, and to build if ``build`` says so.
 
-    model: serialized, or the path of a file. shapes and values: smallest, usual and largest of inputs of symbolic
-    shape and of inputs that shapes are computed from. capability: what is built for.
+    model: serialized; its weights lie beside the file ``beside``. shapes and values: smallest, usual and largest of
+    inputs of symbolic shape and of inputs that shapes are computed from. capability: what is built for.
     """
 
-    model: bytes | str
+    model: bytes
+    beside: str = ""
     shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     values: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     build: bool = False
@@ -87,8 +88,7 @@ def _verdict(question: Question) -> Verdict:
     logger.messages.clear()
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    given = question.model
-    if not (parser.parse_from_file(given) if isinstance(given, str) else parser.parse(given)):
+    if not parser.parse(question.model, question.beside):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         return Verdict("; ".join(f"{error.node_operator()}: {error.desc()}" for error in errors) or "no reason")
     return Verdict(None, _build(question, network) if question.build else None)

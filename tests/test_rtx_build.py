@@ -162,6 +162,7 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(path: Path, error: BaseE
         (["--timing-cache", "x.cache"], "--timing-cache does not go with --device rtx"),
         (["--check"], "--check does not go with --device rtx"),
         (["--workspace", "0"], "--workspace must be 1 MiB or more"),
+        (["--workspace", "256"], "--workspace does not go with --device rtx"),
         (["--frames", "0"], "frames must be 1 or more"),
         (["--fp16"], "--precision fp16"),
     ],
@@ -178,6 +179,12 @@ def test_mistakes_are_told_before_tensorrt_is_looked_for(
 def test_capabilities_go_with_rtx_alone(path: Path, device: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(path), *device, "--capability", "8.6"]) == 2
     assert "--capability goes with --device rtx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", [{"workspace": 256}, {"timing_cache": Path("x.cache")}])
+def test_settings_that_it_has_not_are_refused(path: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(PruneVidError, match="it has no workspace and no timing cache"):
+        build(path, device=RTX, settings=BuildSettings(**setting), toolkit=RtxStandIn())  # type: ignore[arg-type]
 
 
 def test_without_the_package_it_says_what_to_install(

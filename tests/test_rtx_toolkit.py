@@ -95,12 +95,11 @@ DTYPES = {"float": "float32", "half": "float16", "int64": "int64", "int32": "int
 def test_tensorfloat_32_is_off_and_all_else_is_as_asked(bundle: Bundle) -> None:
     builder = worker_builder()
     assert builder._builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)
-    config = builder.configured([], ["8.6", "12.0"], 256)
+    config = builder.configured([], ["8.6", "12.0"])
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.flags == 0
     assert config.num_compute_capabilities == 2
     assert [config.get_compute_capability(place).name for place in range(2)] == ["SM86", "SM120"]
-    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 256 << 20
     assert builder._network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
@@ -115,7 +114,7 @@ def test_what_builds_is_what_was_configured(bundle: Bundle, tmp_path: Path, monk
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network_to_stream", build)
     output = tmp_path / "engine"
-    arguments = {"profiles": [], "capabilities": ["8.9"], "workspace": None, "output": str(output)}
+    arguments = {"profiles": [], "capabilities": ["8.9"], "output": str(output)}
     replies = io.BytesIO()
     rtx_worker.serve(trt, iter([json.dumps({"do": "build", "with": arguments}).encode()]), replies)
     assert json.loads(replies.getvalue())["result"]["memory"] > 0

@@ -108,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_for_rtx(args: argparse.Namespace) -> None:
     """Raise PruneVidError for options that mean nothing where no GPU is asked."""
-    if getattr(args, "timing_cache", None) is not None:
-        raise PruneVidError(
-            "--timing-cache does not go with --device rtx: TensorRT-RTX times no kernels when it builds"
-        )
+    for option in ("workspace", "timing_cache"):
+        if getattr(args, option, None) is not None:
+            name = option.replace("_", "-")
+            raise PruneVidError(f"--{name} does not go with --device rtx: TensorRT-RTX chooses kernels where they run")
     if args.check:
         raise PruneVidError(
             "--check does not go with --device rtx: it runs engines on this machine's GPU; where there is one, ask the "

@@ -10,6 +10,7 @@ import onnx
 
 from prunevid.bundle import Manifest
 from prunevid.engines import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
 from prunevid.export.engine.profiles import Limits, ranges_of
@@ -108,6 +109,8 @@ class RtxGpus:
 
     def __init__(self, toolkit: RtxToolkit, precision: str, settings: BuildSettings) -> None:
         self._toolkit = toolkit
+        if settings.workspace is not None or settings.timing_cache is not None:
+            raise PruneVidError("TensorRT-RTX chooses kernels where they run: it has no workspace and no timing cache")
         chosen = rtx_capabilities(settings.capabilities, toolkit.capabilities, toolkit.version, precision)
         self._settings = replace(settings, capabilities=chosen)
 

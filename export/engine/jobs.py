@@ -18,8 +18,8 @@ class BuildSettings:
     """How to build.
 
     workspace: MiB of GPU memory that an engine may use while it runs, None for all. timing_cache: a file that is read
-    if there is one and written afterwards. capabilities: the compute capabilities that TensorRT for RTX builds for
-    ("8.6"), none for all that it knows and the bundle's precision allows.
+    if there is one and written afterwards. TensorRT for RTX has neither. capabilities: the compute capabilities that it
+    builds for ("8.6"), none for all that it knows and the bundle's precision allows.
     """
 
     workspace: int | None = None

@@ -81,7 +81,6 @@ class RtxToolkit:
             arguments = {
                 "profiles": profiles,
                 "capabilities": settings.capabilities,
-                "workspace": settings.workspace,
                 "output": os.fspath(output),
             }
             built = worker.ask("build", arguments, "failed to build", progress)

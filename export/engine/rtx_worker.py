@@ -22,7 +22,6 @@ from typing import Any, BinaryIO
 
 MODULE = "tensorrt_rtx"
 
-_MIB = 1 << 20
 _KIB = 1 << 10
 _MOST_ERRORS = 3
 # What the builder says behind the reason: of itself, not of the graph.
@@ -56,14 +55,12 @@ class Builder:
             "outputs": [self._described(network.get_output(index)) for index in range(network.num_outputs)],
         }
 
-    def build(
-        self, profiles: list[dict[str, Any]], capabilities: list[str], workspace: int | None, output: str
-    ) -> dict[str, Any]:
+    def build(self, profiles: list[dict[str, Any]], capabilities: list[str], output: str) -> dict[str, Any]:
         """Build what was parsed and write the engine to ``output``. Returns the most memory that this process had.
 
-        profiles: each the corners of ``shapes`` and ``values``, by input. workspace: MiB.
+        profiles: each the corners of ``shapes`` and ``values``, by input.
         """
-        config = self.configured(profiles, capabilities, workspace)
+        config = self.configured(profiles, capabilities)
         config.progress_monitor = _make_monitor(self._trt, self._tell)
         with open(output, "wb") as file:
             writer = _make_writer(self._trt, file)
@@ -74,14 +71,12 @@ class Builder:
             raise BuildError(self._logger.reason())
         return {"memory": _peak_memory()}
 
-    def configured(self, profiles: list[dict[str, Any]], capabilities: list[str], workspace: int | None) -> Any:
+    def configured(self, profiles: list[dict[str, Any]], capabilities: list[str]) -> Any:
         """The builder's configuration."""
         trt = self._trt
         config = self._builder.create_builder_config()
         # On by default; the merge's decisions hang on float32 distances, which it would change.
         config.clear_flag(trt.BuilderFlag.TF32)
-        if workspace is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace * _MIB)
         config.num_compute_capabilities = len(capabilities)
         for place, capability in enumerate(capabilities):
             if not config.set_compute_capability(known_capabilities(trt)[capability], place):
@@ -138,7 +133,7 @@ def _make_logger(trt: Any) -> Any:
             """The last error that says something, without the places in TensorRT's own code."""
             telling = [error for error in self.errors if not any(word in error for word in _HOLLOW)]
             error = (telling or self.errors or ["it gives no reason"])[-1]
-            error = re.sub(r"^\S+: Error Code \d+: ", "", " ".join(error.split()))
+            error = re.sub(r"^\S+ Error Code \d+: ", "", " ".join(error.split()))
             error = re.sub(r" at /\S+?:\d+", "", error)
             return re.sub(r"\[\S+\.(cpp|h):\d+: \w+\] ", "", error)
 

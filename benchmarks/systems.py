@@ -128,9 +128,9 @@ class Transformers:
 
         from prunevid.bundle import open_bundle
         from prunevid.chat import ChatPrompt
-        from prunevid.export import llava_onevision
         from prunevid.export.catalog import known_model, shipped_config
         from prunevid.export.checkpoint import RandomWeights
+        from prunevid.export.families import llava_onevision
 
         torch.set_num_threads(threads)
         self.torch, self.frames = torch, frames
@@ -139,7 +139,7 @@ class Transformers:
         self.ids = ChatPrompt.of_bundle(opened).encode(QUESTION)
         config = llava_onevision.parse_config(shipped_config(known_model(opened.manifest.model.name)), "shipped")
         config._attn_implementation = "sdpa"
-        shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))
+        shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
         weights = RandomWeights(ir.DataType.FLOAT, shapes)
         with torch.device("meta"):
             model = LlavaOnevisionForConditionalGeneration(config)

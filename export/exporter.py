@@ -26,12 +26,15 @@ from prunevid.bundle import (
 )
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
-from prunevid.export import llava_onevision, writer
+from prunevid.export import writer
 from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, shipped_config
 from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
 from prunevid.export.checkpoint_json import read_json
 from prunevid.export.decoder import build_llm_post, build_llm_pre
 from prunevid.export.dialects import dialect_named
+from prunevid.export.families import family_of
+from prunevid.export.families.family import Family
+from prunevid.export.families.text_config import head_is_stored, is_tied
 from prunevid.export.merge import FeatureShape, build_merge
 from prunevid.export.processor_files import default_preprocessing, read_preprocessing
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
@@ -48,10 +51,11 @@ _EMBEDDINGS = "embeddings.bin"
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the model comes from: its config, its checkpoint folder (None: random weights), and the known model."""
+    """Where the model comes from: the known model, its checkpoint folder (None: random weights), family and config."""
 
     model: KnownModel
     checkpoint: Path | None
+    family: Family
     config: Any
 
 
@@ -133,10 +137,15 @@ def _find_source(model: KnownModel, checkpoint: str | None, random_weights: bool
     if random_weights:
         if checkpoint is not None:
             raise PruneVidError("random weights need no checkpoint: give one or the other")
-        return _Source(model, None, llava_onevision.parse_config(shipped_config(model), model.name))
+        return _of_config(model, None, shipped_config(model), model.name)
     folder = find_checkpoint(model, checkpoint)
     path = folder / "config.json"
-    return _Source(model, folder, llava_onevision.parse_config(read_json(path), str(path)))
+    return _of_config(model, folder, read_json(path), str(path))
+
+
+def _of_config(model: KnownModel, checkpoint: Path | None, data: dict[str, Any], where: str) -> _Source:
+    family = family_of(data, where)
+    return _Source(model, checkpoint, family, family.parse_config(data, where))
 
 
 def _write(
@@ -150,14 +159,16 @@ def _write(
     progress: Progress,
 ) -> Manifest:
     """Write every file of the bundle but its manifest, which is returned without the files' records."""
-    config, dtype, dialect = source.config, _DTYPES[precision], dialect_named(dialect_name)
-    weights, decoder = inputs.weights, llava_onevision.decoder_spec(config, tied=inputs.tied)
-    prompt = inputs.prompt.write(folder) if inputs.prompt else prompt_of_bytes(folder, config)
+    family, config = source.family, source.config
+    dtype, dialect = _DTYPES[precision], dialect_named(dialect_name)
+    weights, decoder = inputs.weights, family.decoder_spec(config, tied=inputs.tied)
+    positions = config.text_config.max_position_embeddings
+    prompt = inputs.prompt.write(folder) if inputs.prompt else prompt_of_bytes(folder, family.CHAT, positions)
     progress("tracing the vision tower", 0, 0)
-    vision = llava_onevision.vision_spec(config, inputs.empty, dtype, dialect.tower_attention)
+    vision = family.vision_spec(config, inputs.empty, dtype, dialect.tower_attention)
     shape = decoder.shape
 
-    table = [weights.tensor(llava_onevision.EMBEDDINGS), _newline(weights, shape.hidden_size)]
+    table = [weights.tensor(family.NAMES.embeddings), _row(weights.tensor(family.NAMES.behind_video))]
     head: ir.TensorProtocol = weights.tensor(decoder.head)
     if inputs.tied:
         head = writer.table_rows(folder / _EMBEDDINGS, shape.vocab_size, shape.hidden_size, dtype, decoder.head)
@@ -184,11 +195,11 @@ def _write(
         created_by=f"prunevid {__version__}",
         model=ModelSpec(
             name=source.model.name,
-            family=llava_onevision.FAMILY,
+            family=family.FAMILY,
             random_weights=source.checkpoint is None,
             tokens_per_frame=vision.tokens_per_frame,
             decoder=shape,
-            vision=llava_onevision.vision_shape(config),
+            vision=family.vision_shape(config),
         ),
         dialect=dialect_name,
         precision=precision,
@@ -209,29 +220,24 @@ def _write(
 
 
 def _read_inputs(source: _Source, dtype: ir.DataType) -> _Inputs:
-    config, size = source.config, source.config.vision_config.image_size
-    empty = llava_onevision.empty_model(config)
-    shapes = llava_onevision.tensor_shapes(empty)
+    family, config, size = source.family, source.config, source.config.vision_config.image_size
+    names, empty = family.NAMES, family.empty_model(config)
+    shapes = names.shapes(empty)
     if source.checkpoint is None:
-        tied = llava_onevision.is_tied(config)
-        return _Inputs(empty, RandomWeights(dtype, shapes), tied, None, default_preprocessing(size))
+        return _Inputs(empty, RandomWeights(dtype, shapes), is_tied(config), None, default_preprocessing(size))
     prompt = read_prompt(source.checkpoint, config)
-    preprocessing = read_preprocessing(source.checkpoint, size, llava_onevision.vision_shape(config).patches)
-    head = {llava_onevision.HEAD: shapes[llava_onevision.EMBEDDINGS]}
-    weights = SafetensorsWeights(source.checkpoint, dtype, shapes, llava_onevision.RENAMES, head)
-    weights.refuse_unused(llava_onevision.UNUSED)
-    return _Inputs(empty, weights, not llava_onevision.head_is_stored(config, weights), prompt, preprocessing)
+    preprocessing = read_preprocessing(source.checkpoint, size, family.vision_shape(config).patches)
+    head = {names.head: shapes[names.embeddings]}
+    weights = SafetensorsWeights(source.checkpoint, dtype, shapes, names.renames, head)
+    weights.refuse_unused(names.unused)
+    return _Inputs(empty, weights, not head_is_stored(config, weights, names), prompt, preprocessing)
 
 
-def _newline(weights: Weights, columns: int) -> StreamedTensor:
+def _row(vector: StreamedTensor) -> StreamedTensor:
     """The vector behind the video as one more row of the embedding table: the runtime looks it up like a token."""
-    tensor = weights.tensor(llava_onevision.IMAGE_NEWLINE)
+    (columns,) = vector.shape.numpy()
     return StreamedTensor(
-        "image_newline",
-        lambda start, stop: tensor.numpy().reshape(1, columns),
-        (1, columns),
-        weights.dtype,
-        False,
+        "image_newline", lambda start, stop: vector.numpy().reshape(1, columns), (1, columns), vector.dtype, False
     )
 
 

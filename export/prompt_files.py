@@ -15,6 +15,7 @@ from prunevid.bundle import PromptSpec
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json, read_text
+from prunevid.export.families.family import ChatFormat
 from prunevid.export.schema import Section, conform, either, list_of, optional, refuse, text, whole
 from prunevid.files import reading
 from prunevid.text.process import TextProcess
@@ -28,25 +29,6 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
 _GENERATION = "generation_config.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-# The chat format of LLaVA-OneVision (Qwen2's, with the video on the first line), for bundles without a checkpoint.
-_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message['role'] }} {% for content in message['content'] if content['type'] == 'video' %}<video>
-{% endfor %}{% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}{% endfor -%}
-<|im_end|>
-{%- endfor -%}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif -%}
-"""
-# Qwen2's special tokens, which LLaVA-OneVision extends.
-_SPECIAL = {
-    "<|endoftext|>": 151643,
-    "<|im_start|>": 151644,
-    "<|im_end|>": 151645,
-    "<image>": 151646,
-    "<video>": 151647,
-}
 
 
 @dataclass(frozen=True)
@@ -119,28 +101,23 @@ def read_prompt(checkpoint: Path, config: Any) -> CheckpointPrompt:
     return CheckpointPrompt(tokenizer, template, spec)
 
 
-def prompt_of_bytes(folder: Path, config: Any) -> PromptSpec:
-    """Write a byte-level tokenizer with LLaVA-OneVision's special tokens, for a bundle of random weights.
+def prompt_of_bytes(folder: Path, chat: ChatFormat, max_positions: int) -> PromptSpec:
+    """Write a byte-level tokenizer with a chat format's special tokens, for a bundle of random weights.
 
-    Every byte of a text is a token, three to four times as many as the real tokenizer makes of English.
+    Every byte of a text is a token, three to four times as many as a real tokenizer makes of English.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, **_SPECIAL}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, **chat.special_tokens}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    special = [AddedToken(token, special=True, normalized=False) for token in chat.special_tokens]
+    tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / TOKENIZER))
-    (folder / CHAT_TEMPLATE).write_text(_TEMPLATE, encoding="utf-8")
-    return PromptSpec(
-        TOKENIZER,
-        CHAT_TEMPLATE,
-        "<video>",
-        (_SPECIAL["<|im_end|>"],),
-        config.text_config.max_position_embeddings,
-    )
+    (folder / CHAT_TEMPLATE).write_text(chat.template, encoding="utf-8")
+    return PromptSpec(TOKENIZER, CHAT_TEMPLATE, chat.video_token, (chat.special_tokens[chat.end],), max_positions)
 
 
 def _chat_template(checkpoint: Path) -> tuple[str, Path]:

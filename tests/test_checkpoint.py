@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from prunevid import PruneVidError
-from prunevid.export import checkpoint, llava_onevision
+from prunevid.export import checkpoint
 from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor
+from prunevid.export.families import llava_onevision
 
 Array = npt.NDArray[Any]
 
@@ -94,8 +95,8 @@ def test_shards_are_one_checkpoint(tiny_model: Callable[[str], Any], tmp_path: P
 
 def assert_tensors_are_the_models(folder: Path, model: Any) -> None:
     data = json.loads((folder / "config.json").read_text())
-    shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(llava_onevision.parse_config(data, "it")))
-    weights = SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.RENAMES)
+    shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(llava_onevision.parse_config(data, "it")))
+    weights = SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.NAMES.renames)
     expected = {name: value for name, value in model.named_parameters() if ".post_layernorm." not in name}
     assert shapes.keys() == expected.keys()
     for name, value in expected.items():
@@ -296,14 +297,14 @@ def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
 
 # --- what is there that should not be ----------------------------------------------------------------------
 
-UNUSED = llava_onevision.UNUSED
+UNUSED = llava_onevision.NAMES.unused
 
 
 def read_model(folder: Path, saved: dict[str, torch.Tensor], model: Any) -> SafetensorsWeights:
     """A tiny model's weights, read as an export reads them."""
     save_file(saved, folder / "model.safetensors")
-    shapes = llava_onevision.tensor_shapes(model)
-    weights = SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.RENAMES)
+    shapes = llava_onevision.NAMES.shapes(model)
+    weights = SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.NAMES.renames)
     weights.refuse_unused(UNUSED)
     return weights
 

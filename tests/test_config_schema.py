@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from prunevid import PruneVidError
-from prunevid.export import llava_onevision
 from prunevid.export.catalog import KNOWN, shipped_config
 from prunevid.export.checkpoint_json import find_file, read_json
+from prunevid.export.families import llava_onevision
 from prunevid.export.schema import Section, conform, list_of, number, one_of, whole
 
 NAN, INFINITY = float("nan"), float("inf")

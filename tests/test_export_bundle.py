@@ -23,7 +23,8 @@ from models import CHAT_TEMPLATE, IDS, LAYERS, TINY, VOCABULARY, save_checkpoint
 
 from prunevid import PruneConfig, PruneVidError, __version__
 from prunevid.bundle import Bundle, open_bundle, sha256_of
-from prunevid.export import export, llava_onevision
+from prunevid.export import export
+from prunevid.export.families import llava_onevision
 
 GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
 

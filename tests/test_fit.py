@@ -15,8 +15,9 @@ from models import TINY, build_model
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
-from prunevid.export import llava_onevision, settings
+from prunevid.export import settings
 from prunevid.export.catalog import KNOWN, known_model, shipped_config
+from prunevid.export.families import llava_onevision, text_config
 from prunevid.memory import (
     FRAMES_AT_ONCE,
     ROWS_AT_ONCE,
@@ -59,7 +60,7 @@ def of_config(name: str, config: object, frames: int) -> ModelShape:
         vision=llava_onevision.vision_shape(config),
         image_size=vision.image_size,
         tokens_per_frame=math.ceil(side / 2) ** 2,
-        tied=llava_onevision.is_tied(config),
+        tied=text_config.is_tied(config),
         projection_bias=spec.projection_bias,
         query_key_norm=spec.query_key_norm,
         max_positions=text.max_position_embeddings,
@@ -83,7 +84,7 @@ def test_an_unknown_model_is_refused_by_name() -> None:
 @pytest.mark.parametrize("name", list(MODELS))
 def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
     config = llava_onevision.parse_config(shipped_config(known_model(name)), name)
-    shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))
+    shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
     count = {tensor: math.prod(shape) for tensor, shape in shapes.items()}
     found = parameter_counts(MODELS[name])
     assert found.total == sum(count.values())
@@ -105,7 +106,7 @@ def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
 @pytest.mark.parametrize("name", list(TINY))
 def test_parameters_of_other_decoders(name: str) -> None:
     model = build_model(TINY[name])
-    shapes = llava_onevision.tensor_shapes(model)
+    shapes = llava_onevision.NAMES.shapes(model)
     expected = sum(math.prod(shape) for shape in shapes.values())
     assert parameter_counts(of_config(name, model.config, 1)).total == expected
 

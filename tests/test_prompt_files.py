@@ -17,8 +17,9 @@ from transformers.processing_utils import ProcessorMixin
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.chat import ChatPrompt
-from prunevid.export import export, llava_onevision
+from prunevid.export import export
 from prunevid.export.checkpoint_json import read_json
+from prunevid.export.families import llava_onevision
 from prunevid.export.prompt_files import CheckpointPrompt, read_prompt
 
 JINJA, LEGACY, PROCESSOR = "chat_template.jinja", "chat_template.json", "processor_config.json"

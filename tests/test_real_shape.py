@@ -19,9 +19,10 @@ from safetensors.numpy import save_file
 from torch_method import generate_pruned
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from prunevid.export import llava_onevision, prompt_files
+from prunevid.export import prompt_files
 from prunevid.export.catalog import known_model, shipped_config
 from prunevid.export.checkpoint import RandomWeights
+from prunevid.export.families import llava_onevision
 from prunevid.runtime import Pipeline, SamplingConfig, load
 from prunevid.runtime.stream import AnswerStream
 
@@ -38,12 +39,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint-0.5b")
     data = shipped_config(known_model("llava-ov-0.5b"))
     config = llava_onevision.parse_config(data, "shipped")
-    shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))
+    shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
     weights = RandomWeights(ir.DataType.FLOAT16, shapes, seed=5)
     save_file({_published(name): weights.tensor(name).numpy() for name in shapes}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(data))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 151645}))
-    prompt_files.prompt_of_bytes(folder, config)
+    prompt_files.prompt_of_bytes(folder, llava_onevision.CHAT, config.text_config.max_position_embeddings)
     save_preprocessing(folder, config.vision_config.image_size)
     return folder
 

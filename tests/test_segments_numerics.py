@@ -18,10 +18,10 @@ import torch
 from models import Tiny, build_model, cpu_session, save_checkpoint
 
 from prunevid.cost import DecoderShape
-from prunevid.export import llava_onevision
 from prunevid.export.checkpoint import SafetensorsWeights
 from prunevid.export.decoder import build_llm_post, build_llm_pre
 from prunevid.export.dialects import dialect_named
+from prunevid.export.families import llava_onevision
 from prunevid.export.select import build_select
 from prunevid.reference import group_topk
 
@@ -56,8 +56,8 @@ def build_segments(
 ) -> Segments:
     config_file = checkpoint / "config.json"
     config = llava_onevision.parse_config(json.loads(config_file.read_text()), str(config_file))
-    shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))
-    weights = SafetensorsWeights(checkpoint, dtype, shapes, llava_onevision.RENAMES)
+    shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
+    weights = SafetensorsWeights(checkpoint, dtype, shapes, llava_onevision.NAMES.renames)
     spec, spelling = llava_onevision.decoder_spec(config), dialect_named(dialect)
     return Segments(
         dialect,

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from prunevid import PruneVidError
-from prunevid.export import export, llava_onevision
+from prunevid.export import export
 from prunevid.export.checkpoint import SafetensorsWeights
+from prunevid.export.families import llava_onevision, text_config
 from prunevid.runtime import load
 
 FLAGS = (True, False, None)
@@ -54,11 +55,11 @@ def test_the_output_matrix_is_the_one_that_transformers_takes(
     theirs, report = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     path = folder / "config.json"
     config = llava_onevision.parse_config(json.loads(path.read_text()), str(path))
-    shapes = llava_onevision.tensor_shapes(llava_onevision.empty_model(config))
-    optional = {llava_onevision.HEAD: shapes[llava_onevision.EMBEDDINGS]}
+    shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
+    optional = {llava_onevision.NAMES.head: shapes[llava_onevision.NAMES.embeddings]}
 
     def read() -> SafetensorsWeights:
-        return SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.RENAMES, optional)
+        return SafetensorsWeights(folder, ir.DataType.FLOAT, shapes, llava_onevision.NAMES.renames, optional)
 
     if "lm_head.weight" in report["missing_keys"]:
         # transformers draws it at random.
@@ -67,12 +68,12 @@ def test_the_output_matrix_is_the_one_that_transformers_takes(
             read()
         return
     weights = read()
-    weights.refuse_unused(llava_onevision.UNUSED)
-    stored = llava_onevision.head_is_stored(config, weights)
-    found = weights.tensor(llava_onevision.HEAD if stored else llava_onevision.EMBEDDINGS).numpy()
+    weights.refuse_unused(llava_onevision.NAMES.unused)
+    stored = text_config.head_is_stored(config, weights, llava_onevision.NAMES)
+    found = weights.tensor(llava_onevision.NAMES.head if stored else llava_onevision.NAMES.embeddings).numpy()
     np.testing.assert_array_equal(found, theirs.lm_head.weight.detach().numpy())
     np.testing.assert_array_equal(
-        weights.tensor(llava_onevision.EMBEDDINGS).numpy(), theirs.get_input_embeddings().weight.detach().numpy()
+        weights.tensor(llava_onevision.NAMES.embeddings).numpy(), theirs.get_input_embeddings().weight.detach().numpy()
     )
     if bool(top or text) and head != "different":
         assert not stored  # the bundle holds the table once

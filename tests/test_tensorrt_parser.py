@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx_node_cases import Case, node_cases
 from rtx_parser import Judge, Question, judge
 
+from prunevid.export.lint import rtx
 from prunevid.export.tensorrt_lint import unsupported
 
 pytest.importorskip("tensorrt_rtx")
@@ -63,3 +65,9 @@ def _question(case: Case, build: bool = False) -> Question:
         if array.dtype.kind in "iuf" and array.size < 100 and np.isfinite(array).all()
     }
     return Question(case.model.SerializeToString(), "", shapes, values, build)
+
+
+def test_the_docs_have_every_difference() -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "tensorrt.md").read_text()
+    for row in (*rtx.MISSING, *rtx.REFUSED, *rtx.TAKEN, *rtx.STRICTER):
+        assert f"| {row.why} |" in docs

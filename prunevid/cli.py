@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 COMMANDS = {
     "demo": ("prunevid.runtime.demo.cli", "ask the model that ships about a sample clip, pruned beside unpruned"),
     "export": ("prunevid.export.cli", "turn a checkpoint into a bundle of ONNX graphs"),
-    "build": ("prunevid.export.engine.cli", "build TensorRT engines of a bundle, on the GPU that will run them"),
+    "build": (
+        "prunevid.export.engine.cli",
+        "build engines of a bundle: TensorRT on the device, TensorRT for RTX anywhere",
+    ),
     "run": ("prunevid.runtime.cli", "ask questions about a video"),
     "profile": ("prunevid.runtime.profile.cli", "measure where time, tokens and memory go, pruned beside unpruned"),
     "show": ("prunevid.runtime.show.cli", "draw which patches of a video are merged, and which a question keeps"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,24 @@ def test_capabilities_go_with_rtx_alone(path: Path, device: list[str], capsys: p
 def test_settings_that_it_has_not_are_refused(path: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(PruneVidError, match="it has no workspace and no timing cache"):
         build(path, device=RTX, settings=BuildSettings(**setting), toolkit=RtxStandIn())  # type: ignore[arg-type]
+
+
+def test_capabilities_and_devices_are_not_passed_over(path: Path) -> None:
+    settings = BuildSettings(capabilities=("8.9",))
+    with pytest.raises(PruneVidError, match="TensorRT builds for the GPU at hand"):
+        build(path, settings=settings, toolkit=StandIn())  # type: ignore[arg-type]
+    with pytest.raises(PruneVidError, match="the device 'rtxx' is none of local, orin, thor, rtx"):
+        build(path, device="rtxx", toolkit=StandIn())  # type: ignore[arg-type]
+
+
+def test_without_onnx_it_names_the_extra_for_rtx(path: Path) -> None:
+    code = "import sys; sys.modules['onnx'] = None; from prunevid.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "build", str(path), "--device", "rtx"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "onnx cannot be loaded" in done.stderr
+    assert "pip install 'prunevid[rtx]'" in done.stderr
 
 
 def test_without_the_package_it_says_what_to_install(

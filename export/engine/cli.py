@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         raise PruneVidError("--capability goes with --device rtx: TensorRT builds for the GPU that is there")
     if cache is not None:
         check_output(Path(cache), "the timing cache ", inputs=[("the bundle", args.bundle)])
+    if args.device == _RTX:
+        _require_onnx()
     from prunevid.export.engine.builder import build
     from prunevid.export.engine.jobs import BuildSettings
 
@@ -117,6 +119,14 @@ def _refuse_for_rtx(args: argparse.Namespace) -> None:
             "--check does not go with --device rtx: it runs engines on this machine's GPU; where there is one, ask the "
             "bundle with `prunevid run --backend tensorrt-rtx`"
         )
+
+
+def _require_onnx() -> None:
+    """Raise PruneVidError where onnx is missing: the command's own extra, ``tensorrt``, is not what is wanted here."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise PruneVidError(f"onnx cannot be loaded ({error}): pip install 'prunevid[rtx]'") from error
 
 
 def _print_rtx(bundle: Bundle, built: Mapping[str, BuiltEngine]) -> None:

@@ -63,6 +63,8 @@ class ThisGpu:
 
     def __init__(self, toolkit: Toolkit, device: str, precision: str, settings: BuildSettings) -> None:
         self._toolkit, self._settings = toolkit, settings
+        if settings.capabilities:
+            raise PruneVidError("compute capabilities are chosen for TensorRT-RTX: TensorRT builds for the GPU at hand")
         self._here, self._release = toolkit.device(), release_of(toolkit.version)
         check_target(device, self._here, self._release)
         check_precision(precision, self._here)

@@ -63,6 +63,8 @@ def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> Non
     """
     oldest = tensorrt_operators.OLDEST
     if name != LOCAL:
+        if name not in TARGETS:
+            raise PruneVidError(f"the device {shown(name)} is none of {', '.join((LOCAL, *TARGETS, RTX))}")
         target = TARGETS[name]
         oldest = max(oldest, target.oldest_tensorrt)
         if here.compute_capability != target.compute_capability:

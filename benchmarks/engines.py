@@ -120,15 +120,16 @@ def quantized(bundle: Bundle, recipe: str) -> Iterator[Bundle]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| model | precision | graph | weights | engine | ratio | parse | build | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | precision | graph | weights | engine | ratio | 1.05 x + 20 MB | parse | build | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         name = f"| {row['model']} | {row['precision']} | {row['graph']} | {row['weights'] / 1e6:,.1f} MB"
         if "stopped" in row:
-            lines.append(f"{name} | {row['stopped']} | | | | |")
+            lines.append(f"{name} | {row['stopped']} | | | | | |")
             continue
         ratio = f"{row['engine'] / row['weights']:.2f}" if row["weights"] > _BESIDE else "-"
+        ratio += f" | {'yes' if within(row) else 'no'}"
         seconds = f"{row['parse seconds']:.1f} s | {row['build seconds']:.1f} s"
         lines.append(
             f"{name} | {row['engine'] / 1e6:,.1f} MB | {ratio} | {seconds} | {row['peak rss'] / 2**30:.2f} GiB |"

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from prunevid import PruneConfig, PruneVidError
 from prunevid.cost import (
-    LLAMA_7B,
-    QWEN2_7B,
     Cost,
     DecoderShape,
     TokenCounts,
@@ -18,13 +16,11 @@ from prunevid.cost import (
     kv_bytes,
     lm_head_flops,
     merge_flops,
-    paper_layer_flops,
-    paper_ratio,
     prefill_cost,
     projector_flops,
-    published_figures,
     vision_flops,
 )
+from prunevid.published import LLAMA_7B, QWEN2_7B, paper_layer_flops, paper_ratio, published_figures
 
 SMALL = DecoderShape(4, 8, 16, heads=4, kv_heads=2, head_dim=2, vocab_size=10)
 SIGLIP = VisionShape(26, 1152, 4304, patches=729, patch_values=588)
@@ -66,7 +62,7 @@ def test_nothing_pruned_costs_everything() -> None:
 
 
 def test_table_is_printed() -> None:
-    run = subprocess.run([sys.executable, "-m", "prunevid.cost"], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-m", "prunevid.published"], capture_output=True, text=True, check=True)
     assert "PLLaVA-7B, PruneVid" in run.stdout
     assert run.stdout.count("differs") == 2
 

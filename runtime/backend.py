@@ -65,10 +65,10 @@ _MOST_THREADS = 1024
 def choose_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
     """The backend called ``name`` for a bundle. threads: of the CPU, None for all cores.
 
-    ``auto`` is the fastest that works here: the bundle's TensorRT engines if they were built for this GPU, else ONNX
-    Runtime on the GPU if it can run the bundle, else ONNX Runtime on the CPU. Where a GPU is passed over, the log says
-    why. ``ort-tensorrt`` is never chosen, since it builds engines when it is first used. Raises PruneVidError where the
-    backend cannot run the bundle here.
+    ``auto`` is the fastest that works here: the bundle's TensorRT engines if they were built for this GPU, else its
+    TensorRT-RTX engines if they were, else ONNX Runtime on the GPU if it can run the bundle, else ONNX Runtime on the
+    CPU. Where a GPU is passed over, the log says why. ``ort-tensorrt`` is never chosen, since it builds engines when it
+    is first used. Raises PruneVidError where the backend cannot run the bundle here.
     """
     if threads is not None and threads < 1:
         raise PruneVidError(f"threads must be 1 or more, not {threads}")
@@ -93,6 +93,8 @@ def _accelerated(bundle: Bundle) -> list[str]:
     found = []
     if bundle.manifest.engines:
         found.append("tensorrt")
+    if bundle.manifest.rtx_engines:
+        found.append("tensorrt-rtx")
     if "CUDAExecutionProvider" in ort.get_available_providers():
         found.append("ort-cuda")
     return found
@@ -103,6 +105,10 @@ def _make(name: str, bundle: Bundle, threads: int | None) -> Backend:
         from prunevid.runtime.backend_tensorrt import TensorRtBackend
 
         return TensorRtBackend(bundle)
+    if name == "tensorrt-rtx":
+        from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
+
+        return open_rtx_backend(bundle)
     if name == "ort-cpu":
         from prunevid.runtime.backend_ort import OrtCpuBackend
 

@@ -1,58 +1,118 @@
-"""TensorRT: the engines that `prunevid build` put into a bundle, on the GPU for which they were built."""
+"""TensorRT: the engines that `prunevid build` put into a bundle, on the GPU for which they were built.
+
+There are two of it: TensorRT, and TensorRT for RTX (backend_tensorrt_rtx.py). What runs engines is the same for both; a
+:class:`Product` is what differs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from prunevid.bundle import Bundle
+from prunevid.bundle import Bundle, Manifest
 from prunevid.engines import EngineDevice, EngineSpec, check_device
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
 from prunevid.runtime.arrays import Array, Slot
 from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.device_memory import DeviceMemory
-from prunevid.runtime.engine_context import EngineContext, Tools, Workspace
+from prunevid.runtime.engine_context import EngineContext, Prepared, Tools, Workspace
 from prunevid.runtime.engine_profiles import choose_profile, largest_past
 
 # A decode step's past is filled up to a multiple of this many rows: one CUDA graph serves that many steps, and the
 # masked rows cost little beside the weights, which every step reads.
 _PAST_STEP = 256
-_DECODER = "llm_"
+
+
+class Product(Protocol):
+    """What one of NVIDIA's two libraries has of its own.
+
+    Attributes:
+        backend: What the command line calls it.
+        title: What sentences call it.
+        module: Its Python package.
+        install: What to do where that is missing.
+        build: The command that builds engines for it; where: on which machine.
+    """
+
+    backend: str
+    title: str
+    module: str
+    install: str
+    build: str
+    where: str
+
+    def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
+        """The bundle's engines for it, by graph; None where there are none."""
+
+    def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
+        """Raise PruneVidError where these engines cannot run here."""
+
+    def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
+        """Execution contexts of a graph's engine, one per profile, whose memory the caller manages.
+
+        checksum: the SHA-256 of the engine's file.
+        """
+
+
+class TensorRt:
+    """TensorRT, of whose engines each is bound to a release and a GPU."""
+
+    backend, title, module, build = "tensorrt", "TensorRT", "tensorrt", "prunevid build"
+    where = "on this machine"
+    install = "on a Jetson it is JetPack's python3-libnvinfer, elsewhere pip install 'prunevid[tensorrt]'"
+
+    def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
+        """See :class:`Product`."""
+        return manifest.engines.graphs if manifest.engines else None
+
+    def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
+        """See :class:`Product`."""
+        assert manifest.engines is not None
+        gpu, capability = cuda.gpu()
+        check_device(manifest.engines, EngineDevice(trt.__version__, gpu, capability, cuda.driver()))
+
+    def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
+        """See :class:`Product`."""
+        strategy = tools.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        return Prepared([engine.create_execution_context(strategy) for _ in range(profiles)])
 
 
 class TensorRtBackend:
     """A bundle's engines. Raises PruneVidError where there are none, or none that run here."""
 
-    name = "tensorrt"
-
-    def __init__(self, bundle: Bundle, *, cuda: Cuda | None = None, trt: Any = None) -> None:
-        """``cuda``, ``trt``: the GPU and TensorRT's module, by default those that are installed."""
-        engines = bundle.manifest.engines
+    def __init__(
+        self, bundle: Bundle, product: Product | None = None, *, cuda: Cuda | None = None, trt: Any = None
+    ) -> None:
+        """``product``: whose engines, by default TensorRT's. ``cuda``, ``trt``: the GPU and the product's module, by
+        default those that are installed."""
+        product = product or TensorRt()
+        engines = product.engines(bundle.manifest)
         if engines is None:
             raise PruneVidError(
-                f"{bundle.path} has no TensorRT engines: build them on this machine with `prunevid build {bundle.path}`"
+                f"{bundle.path} has no {product.title} engines: "
+                f"build them {product.where} with `{product.build} {bundle.path}`"
             )
-        trt = trt or _import_tensorrt()
+        trt = trt or _import(product)
         cuda = cuda or Cuda()
-        gpu, capability = cuda.gpu()
-        check_device(engines, EngineDevice(trt.__version__, gpu, capability, cuda.driver()))
+        product.check(bundle.manifest, trt, cuda)
+        self.name = product.backend
         self.memory = DeviceMemory(cuda)
         self.now = cuda.now
-        self._engines = engines.graphs
-        self._tools = Tools(trt, make_logger(trt), cuda, self.memory, Workspace(self.memory))
+        self._engines, self._product = engines, product
+        self._tools = Tools(product.title, trt, make_logger(trt), cuda, self.memory, Workspace(self.memory))
         # The standard plugins, of which engines may contain some; the prunevid operators are in the engines themselves.
         trt.init_libnvinfer_plugins(self._tools.logger, "")
         self._runtime = trt.Runtime(self._tools.logger)
-        decoders = [spec for name, spec in self._engines.items() if name.startswith(_DECODER)]
-        self._largest_past = min(map(largest_past, decoders), default=0)
+        # Graphs without a past have room for none.
+        self._largest_past = min(filter(None, map(largest_past, engines.values())), default=0)
 
     def load(self, bundle: Bundle, name: str) -> EngineGraph:
         """See :class:`prunevid.runtime.backend.Backend`."""
-        return EngineGraph(self._tools, self._runtime, bundle, name, self._engines[name])
+        return EngineGraph(self._tools, self._product, self._runtime, bundle, name, self._engines[name])
 
     def past_rows(self, length: int) -> int:
         """The next multiple of 256, if the engines take so many: then the same CUDA graph serves 256 decode steps."""
@@ -63,7 +123,9 @@ class TensorRtBackend:
 class EngineGraph:
     """A deserialized engine, with a context for each of its profiles."""
 
-    def __init__(self, tools: Tools, runtime: Any, bundle: Bundle, name: str, engine: EngineSpec) -> None:
+    def __init__(
+        self, tools: Tools, product: Product, runtime: Any, bundle: Bundle, name: str, engine: EngineSpec
+    ) -> None:
         self._cuda = tools.cuda
         graph = bundle.manifest.graphs[name]
         file = bundle.file(engine.file)
@@ -72,7 +134,9 @@ class EngineGraph:
             content = np.memmap(file, np.uint8, "r")
         self._engine = runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise PruneVidError(f"TensorRT {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}")
+            raise PruneVidError(
+                f"{product.title} {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}"
+            )
         self.inputs = tuple(spec.name for spec in graph.inputs)
         self.outputs = tuple(spec.name for spec in graph.outputs)
         self._slots = {
@@ -81,14 +145,15 @@ class EngineGraph:
         }
         found = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if found != {*self.inputs, *self.outputs}:
-            raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `prunevid build`")
+            raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `{product.build}`")
         tools.workspace.reserve(self._engine.device_memory_size_v2)
+        checksum = bundle.manifest.files[engine.file].sha256
+        prepared = product.prepare(tools, self._engine, name, checksum, len(engine.profiles))
         self._contexts = [
-            EngineContext(tools, self._engine, graph, number, decodes=name.startswith(_DECODER))
-            for number in range(len(engine.profiles))
+            EngineContext(tools, self._engine, graph, number, prepared) for number in range(len(engine.profiles))
         ]
         self._value_inputs = sorted({value for profile in engine.profiles for value in profile.values})
-        self._name, self._spec = name, engine
+        self._name, self._spec, self._build = name, engine, product.build
         self._chosen: dict[object, int] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
@@ -106,7 +171,7 @@ class EngineGraph:
         number = self._chosen.get((shapes, values))
         if number is None:
             named = dict(zip(self.inputs, shapes, strict=True)), dict(zip(self._value_inputs, values, strict=True))
-            number = choose_profile(self._name, self._spec, *named)
+            number = choose_profile(self._name, self._spec, *named, self._build)
             # Only the last choice is kept: a decode step has the shapes of the one before, and no other run has.
             self._chosen = {(shapes, values): number}
         return self._contexts[number].run(feeds, outputs)
@@ -132,11 +197,10 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _import_tensorrt() -> Any:
+def _import(product: Product) -> Any:
     try:
-        return import_module("tensorrt")
+        return import_module(product.module)
     except ImportError as error:
         raise PruneVidError(
-            f"TensorRT's Python package cannot be loaded ({error}): on a Jetson it is JetPack's python3-libnvinfer, "
-            "elsewhere pip install 'prunevid[tensorrt]'"
+            f"{product.title}'s Python package cannot be loaded ({error}): {product.install}"
         ) from error

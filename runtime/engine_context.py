@@ -1,14 +1,15 @@
-"""One optimization profile of a TensorRT engine, ready to run: binding, enqueueing, and the decode step's CUDA graph.
+"""One optimization profile of a TensorRT engine, ready to run: binding, enqueueing, and the CUDA graph of what repeats.
 
-Source of what TensorRT demands: NvInferRuntime.h, IExecutionContext and IOutputAllocator.
+Every shape of an engine of ours depends on input shapes and on numbers that the host knows, so that all memory is there
+before it runs. Source of what TensorRT demands: NvInferRuntime.h, IExecutionContext.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,9 @@ _BYTE = np.dtype(np.uint8)
 
 @dataclass(frozen=True)
 class Tools:
-    """What the engines of a backend share: TensorRT's module and its logger, the GPU, its memory, and a workspace."""
+    """What the engines of a backend share: TensorRT's name, module and logger, the GPU, its memory, and a workspace."""
 
+    title: str
     trt: Any
     logger: Any
     cuda: Cuda
@@ -54,24 +56,35 @@ class Workspace:
         return self._array
 
 
+class Prepared(NamedTuple):
+    """Execution contexts of an engine, one per profile; None for one that could not be made.
+
+    owner: what must live as long as they do. captures: whether TensorRT captures what it runs in CUDA graphs by itself.
+    """
+
+    contexts: Sequence[Any]
+    owner: object = None
+    captures: bool = False
+
+
 class EngineContext:
     """An engine's execution context under one profile.
 
-    A decode step that comes twice in a row with the same shapes and addresses is captured as a CUDA graph, which is
-    launched in its place from then on, until something differs. No other run is the same twice.
+    A run that comes twice in a row with the same shapes and addresses, as decode steps do, is captured as a CUDA graph,
+    which is launched in its place from then on, until something differs; where TensorRT does that by itself, it is left
+    to it, and told nothing but to run once more.
     """
 
-    def __init__(self, tools: Tools, engine: Any, graph: GraphSpec, number: int, *, decodes: bool) -> None:
-        trt = tools.trt
-        self._tools, self._graph, self._capturable = tools, graph, decodes
+    def __init__(self, tools: Tools, engine: Any, graph: GraphSpec, number: int, prepared: Prepared) -> None:
+        context = prepared.contexts[number]
+        if context is None or not context.set_optimization_profile_async(number, tools.cuda.stream):
+            raise PruneVidError(f"{tools.title} cannot prepare the engine of {graph.file}: {tools.logger.last_error()}")
+        # In this order: the owner goes after the context.
+        self._context, self._owner = context, prepared.owner
+        self._tools, self._graph, self._capturable = tools, graph, not prepared.captures
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*graph.inputs, *graph.outputs)}
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise PruneVidError(f"TensorRT cannot prepare the engine of {graph.file}: {tools.logger.last_error()}")
-        self._context = context
-        context.set_optimization_profile_async(number, tools.cuda.stream)
         # TensorRT reads the inputs from which it computes shapes on the host.
-        host = trt.TensorLocation.HOST
+        host = tools.trt.TensorLocation.HOST
         self._on_host = {
             spec.name: np.zeros([int(dim) for dim in spec.shape], self._dtypes[spec.name])
             for spec in graph.inputs
@@ -80,7 +93,6 @@ class EngineContext:
         self._beside: dict[str, DeviceArray] = {}
         # Outputs that are written beside and then copied to where they are wanted.
         self._staged: dict[str, DeviceArray] = {}
-        self._allocators: dict[str, Any] = {}
         self._last: object = None
         self._captured: CapturedWork | None = None
 
@@ -152,9 +164,8 @@ class EngineContext:
         for spec in self._graph.outputs:
             name = spec.name
             target, shape = targets.get(name), tuple(self._context.get_tensor_shape(name))
-            if -1 in shape:
-                self._offer(name, name in outputs, target)
-                continue
+            if any(size < 0 for size in shape):
+                raise PruneVidError(self._failure(f"does not know the shape of {name} beforehand"))
             if target is not None and target.shape != shape:
                 raise ValueError(f"{name} of {self._graph.file} has shape {shape}, not {target.shape}")
             if target is not None and target.pointer % _ALIGNMENT == 0:
@@ -166,28 +177,17 @@ class EngineContext:
             self._address(name, written.pointer)
         return made
 
-    def _offer(self, name: str, wanted: bool, target: DeviceArray | None) -> None:
-        """Let TensorRT ask for an output's memory when it knows how much it needs, and offer it the target's."""
-        if name not in self._allocators:
-            self._allocators[name] = output_allocator(self._tools.trt, self._tools.memory)
-            self._context.set_output_allocator(name, self._allocators[name])
-        usable = target is not None and target.pointer % _ALIGNMENT == 0
-        self._allocators[name].offer(target if usable else None, wanted=wanted)
-
     def _address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
             raise PruneVidError(self._failure(f"refuses the address of {name}"))
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._tools.cuda.stream):
-            for allocator in self._allocators.values():
-                if allocator.error is not None:
-                    raise allocator.error
             raise PruneVidError(self._failure("failed"))
 
     def _enqueue_again(self) -> None:
         """The same run once more: capture it, where that is possible."""
-        if self._capturable and not self._allocators:
+        if self._capturable:
             try:
                 self._captured = self._tools.cuda.capture(self._enqueue)
             except PruneVidError:
@@ -199,69 +199,15 @@ class EngineContext:
             self._captured.launch()
 
     def _output(self, name: str, target: DeviceArray | None) -> DeviceArray:
-        """An output as it was written, or in the target where it belongs."""
-        if name in self._allocators:
-            written: DeviceArray = self._allocators[name].taken(self._dtypes[name])
-        elif name in self._staged:
-            written = self._staged[name]
-        else:
-            assert target is not None  # TensorRT wrote into it
-            return target
-        if target is None:
-            return written
-        if written.pointer != target.pointer:
-            self._tools.memory.copy(written, target)
-        elif written.shape != target.shape:
-            raise ValueError(f"{name} of {self._graph.file} has shape {written.shape}, not {target.shape}")
+        """An output that had a target, in it."""
+        assert target is not None  # the others were made
+        if name in self._staged:
+            self._tools.memory.copy(self._staged[name], target)
         return target
 
     def _failure(self, what: str) -> str:
-        return f"TensorRT {what} while running the engine of {self._graph.file}: {self._tools.logger.last_error()}"
-
-
-def output_allocator(trt: Any, memory: DeviceMemory) -> Any:
-    """An IOutputAllocator of TensorRT's module ``trt``, for an output whose size depends on what is computed."""
-
-    class OutputAllocator(trt.IOutputAllocator):
-        """Gives TensorRT the memory that it was offered if that is enough, else more."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.error: PruneVidError | None = None
-            self._room: DeviceArray | None = None
-            self._spare: DeviceArray | None = None
-            self._wanted = True
-            self._shape: tuple[int, ...] = ()
-
-        def offer(self, target: DeviceArray | None, *, wanted: bool) -> None:
-            """Where the next run may write; what nobody wants goes where it went the last time nobody did."""
-            self.error, self._wanted = None, wanted
-            self._room = None if wanted else self._spare
-            if target is not None:
-                self._room = DeviceArray(target.pointer, (target.nbytes,), _BYTE, target.owner)
-
-        def reallocate_output_async(self, name: str, current: int, size: int, alignment: int, stream: int) -> int:
-            try:
-                if self._room is None or self._room.nbytes < size:
-                    self._room = memory.empty((size,), _BYTE)
-            except PruneVidError as error:
-                # It must not pass through TensorRT, which takes 0 for "no memory".
-                self.error = error
-                return 0
-            if not self._wanted:
-                self._spare = self._room
-            return self._room.pointer
-
-        def notify_shape(self, name: str, shape: Any) -> None:
-            self._shape = tuple(shape)
-
-        def taken(self, dtype: np.dtype) -> DeviceArray:
-            """The output of the last run, which is the caller's from now on."""
-            room, self._room = self._room, None
-            assert room is not None  # TensorRT asks for memory even for an empty tensor
-            return DeviceArray(room.pointer, self._shape, dtype, room)
-
-    return OutputAllocator()
+        reason = self._tools.logger.last_error()
+        return f"{self._tools.title} {what} while running the engine of {self._graph.file}: {reason}"
 
 
 def _device_array(array: Array) -> DeviceArray:

@@ -11,11 +11,17 @@ from prunevid.errors import PruneVidError
 Shape = tuple[int, ...]
 
 
-def choose_profile(graph: str, engine: EngineSpec, shapes: Mapping[str, Shape], values: Mapping[str, int]) -> int:
+def choose_profile(
+    graph: str,
+    engine: EngineSpec,
+    shapes: Mapping[str, Shape],
+    values: Mapping[str, int],
+    build: str = "prunevid build",
+) -> int:
     """The number of the profile that takes these inputs; of several, the one made for the smallest.
 
-    shapes: of every input. values: of the inputs from which TensorRT computes shapes. Raises PruneVidError where no
-    profile takes them.
+    shapes: of every input. values: of the inputs from which TensorRT computes shapes. build: the command that builds
+    such engines. Raises PruneVidError where no profile takes them.
     """
     fitting = [number for number, profile in enumerate(engine.profiles) if not any(_misfits(profile, shapes, values))]
     if fitting:
@@ -24,7 +30,7 @@ def choose_profile(graph: str, engine: EngineSpec, shapes: Mapping[str, Shape], 
     nearest = min(engine.profiles, key=lambda profile: len(list(_misfits(profile, shapes, values))))
     raise PruneVidError(
         f"the engine of {graph} was built for less: {next(_misfits(nearest, shapes, values))}; use fewer frames and "
-        "words, or build the engines for more with `prunevid build --frames N --text N`"
+        f"words, or build the engines for more with `{build} --frames N --text N`"
     )
 
 

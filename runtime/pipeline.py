@@ -37,9 +37,9 @@ def load(
     """Load a bundle's graphs.
 
     backend: ``auto`` (see :func:`prunevid.runtime.backend.choose_backend`), ``ort-cpu``, ``ort-cuda``,
-    ``ort-tensorrt`` or ``tensorrt``. threads: CPU threads, by default one per core. verify: also hash every file of
-    the bundle. One that is replaced meanwhile is loaded again. Raises PruneVidError where the bundle is damaged or the
-    backend cannot run it.
+    ``ort-tensorrt``, ``tensorrt`` or ``tensorrt-rtx``. threads: CPU threads, by default one per core. verify: also hash
+    every file of the bundle. One that is replaced meanwhile is loaded again. Raises PruneVidError where the bundle is
+    damaged or the backend cannot run it.
     """
     if isinstance(bundle, Bundle):
         pipeline = _load(bundle, backend, threads)

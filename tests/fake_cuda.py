@@ -57,6 +57,11 @@ class FakeCuda:
 
     # --- what TensorRT and ONNX Runtime do with the stream --------------------------------------------------
 
+    @property
+    def captures_now(self) -> bool:
+        """Whether what is put on the stream is captured."""
+        return self._capture is not None
+
     def put(self, work: Callable[[], None]) -> None:
         """Put work on the stream, or into what is being captured."""
         (self._stream if self._capture is None else self._capture).append(work)

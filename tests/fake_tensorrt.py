@@ -1,9 +1,9 @@
 """TensorRT without a GPU: the part of its Python API that the runtime uses, with ONNX Runtime's CPU as the engine.
 
 An "engine" is a file that names an ONNX graph and the profiles that it was built for. Shapes, addresses, alignment,
-profiles and memory are checked as NvInferRuntime.h says; outputs whose size depends on data ask for memory while they
-run, and for more than they need, as TensorRT may. Reads and writes happen at the addresses that were bound, when the
-stream (fake_cuda.py) gets there.
+profiles and memory are checked as NvInferRuntime.h says. Reads and writes happen at the addresses that were bound, when
+the stream (fake_cuda.py) gets there. Names and parameters are the real bindings' (test_tensorrt_bindings.py). What
+TensorRT for RTX has beside that is in fake_tensorrt_rtx.py.
 """
 
 from __future__ import annotations
@@ -27,30 +27,36 @@ from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 VERSION = "10.16.0.72"
 DEVICE = EngineDevice(VERSION, "Fake GPU", "8.7", "13.2")
 # The inputs from which the builder would find that shapes are computed, and which it therefore wants on the host.
-SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("video_start",)}
-# How much memory an output of unknown size asks for, as a share of what it then needs: TensorRT may ask for an upper
-# bound.
-ASKED = 1.0
+SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("kept_count", "video_start")}
 _WORKSPACE = 4096
 _ALIGNMENT = 256
 
 
 def add_engines(bundle: Path, frames: int | None = None, text: int = 1024, device: EngineDevice = DEVICE) -> Bundle:
     """Put engines of this kind into a bundle, with the profiles that `prunevid build` would give them."""
+    engines, files = write_engines(bundle, "engine", frames, text)
+    manifest = open_bundle(bundle).manifest
+    write_manifest(bundle, replace(manifest, files=manifest.files | files, engines=EngineSet(device, engines)))
+    return open_bundle(bundle)
+
+
+def write_engines(
+    bundle: Path, suffix: str, frames: int | None, text: int
+) -> tuple[dict[str, EngineSpec], dict[str, FileRecord]]:
+    """Files that stand for engines of all graphs of a bundle, and what a manifest says of them."""
     opened = open_bundle(bundle)
     manifest = opened.manifest
     limits = limits_of(manifest, frames, text)
-    specs, files = {}, dict(manifest.files)
+    specs, files = {}, {}
     for name, graph in manifest.graphs.items():
         shape_inputs = SHAPE_INPUTS.get(name, ())
         profiles = tuple(recorded(manifest, name, each, shape_inputs) for each in profiles_of(manifest, name, limits))
-        file = bundle / f"{name}.engine"
+        file = bundle / f"{name}.{suffix}"
         engine = {"graph": str(opened.file(graph.file)), "name": name, "profiles": [asdict(each) for each in profiles]}
         file.write_text(json.dumps(engine))
         specs[name] = EngineSpec(file.name, profiles, "")
         files[file.name] = FileRecord(file.stat().st_size, sha256_of(file))
-    write_manifest(bundle, replace(manifest, files=files, engines=EngineSet(device, specs)))
-    return open_bundle(bundle)
+    return specs, files
 
 
 class FakeTensorRt:
@@ -63,14 +69,16 @@ class FakeTensorRt:
     class ILogger:
         Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 
-    class IOutputAllocator:
-        pass
-
     def __init__(
         self, cuda: FakeCuda, manifest: Manifest, *, refuses: tuple[str, ...] = (), uncapturable: tuple[str, ...] = ()
     ) -> None:
         self.cuda, self.manifest, self.refuses, self.uncapturable = cuda, manifest, refuses, uncapturable
         self.binds = 0
+
+    # What makes an engine's contexts.
+    @property
+    def engine_type(self) -> type[Engine]:
+        return Engine
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
@@ -84,12 +92,12 @@ class Runtime:
     def __init__(self, trt: FakeTensorRt, logger: Any) -> None:
         self.trt, self.logger = trt, logger
 
-    def deserialize_cuda_engine(self, data: Any) -> Engine | None:
-        described = json.loads(bytes(data))
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> Engine | None:
+        described = json.loads(bytes(serialized_engine))
         if described["name"] in self.trt.refuses:
             self.logger.log(self.trt.ILogger.Severity.ERROR, "Error Code 1: the engine is of another version\n")
             return None
-        return Engine(self.trt, self.logger, described)
+        return self.trt.engine_type(self.trt, self.logger, described)
 
 
 class Engine:
@@ -111,8 +119,8 @@ class Engine:
     def num_io_tensors(self) -> int:
         return len(self._names)
 
-    def get_tensor_name(self, number: int) -> str:
-        return self._names[number]
+    def get_tensor_name(self, index: int) -> str:
+        return self._names[index]
 
     def get_tensor_location(self, name: str) -> Any:
         on_host = name in SHAPE_INPUTS.get(self.name, ())
@@ -129,16 +137,16 @@ class Context:
         self.profile: dict[str, Any] | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.allocators: dict[str, Any] = {}
         self.workspace = 0
 
-    def set_optimization_profile_async(self, number: int, stream: int) -> None:
-        assert stream == 7
-        self.profile = self.engine.profiles[number]
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle == 7
+        self.profile = self.engine.profiles[profile_index]
+        return True
 
-    def set_device_memory(self, pointer: int, nbytes: int) -> None:
-        assert nbytes >= _WORKSPACE
-        self.workspace = pointer
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= _WORKSPACE
+        self.workspace = memory
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert self.profile is not None
@@ -148,70 +156,53 @@ class Context:
         self.shapes[name] = tuple(shape)
         return True
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
+    def set_tensor_address(self, name: str, memory: int) -> bool:
         self.trt.binds += 1
-        if not self._on_host(name) and address % _ALIGNMENT:
+        if not self._on_host(name) and memory % _ALIGNMENT:
             self.engine.logger.log(self.trt.ILogger.Severity.ERROR, f"{name} is not aligned")
             return False
-        self.addresses[name] = address
-        return True
-
-    def set_output_allocator(self, name: str, allocator: Any) -> bool:
-        assert isinstance(allocator, self.trt.IOutputAllocator)
-        self.allocators[name] = allocator
+        self.addresses[name] = memory
         return True
 
     def infer_shapes(self) -> list[str]:
-        wanted = [name for name in self.engine.inputs if not self._on_host(name)]
-        return [name for name in wanted if name not in self.shapes]
+        known = {True: self.addresses, False: self.shapes}
+        return [name for name in self.engine.inputs if name not in known[self._on_host(name)]]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         sizes = self._sizes()
         spec = self.engine.outputs.get(name) or self.engine.inputs[name]
         return tuple(dim if isinstance(dim, int) else sizes.get(dim, -1) for dim in spec.shape)
 
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 7
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert stream_handle == 7
         assert self.workspace
         # What an engine reads of host memory, it reads now.
         values = {name: self._read(name).copy() for name in self.engine.inputs if self._on_host(name)}
         for name, (low, high) in self._ranges().items():
             assert low <= values[name][0] <= high, f"{name} is {values[name]}, built for {low} to {high}"
-        unknown = [name for name in self.engine.outputs if -1 in self.get_tensor_shape(name)]
-        if unknown or self.engine.name in self.trt.uncapturable:
-            # To know how much memory it needs, it must wait.
-            if self.trt.cuda.finish():
-                return False
-            return self._compute(self._addresses(), values, dict(self.shapes), unknown)
-        addresses, shapes = self._addresses(), dict(self.shapes)
-        self.trt.cuda.put(lambda: self._compute(addresses, values, shapes, []) and None)
+        if self.engine.name in self.trt.uncapturable and self.trt.cuda.finish():
+            return False
+        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        outputs = {name: self.get_tensor_shape(name) for name in self.engine.outputs}
+        assert all(size >= 0 for shape in outputs.values() for size in shape), outputs
+        self.trt.cuda.put(lambda: self._compute(addresses, values, shapes, outputs))
         return True
 
-    def _addresses(self) -> dict[str, int]:
-        return dict(self.addresses)
-
     def _compute(
-        self, addresses: dict[str, int], values: dict[str, Any], shapes: dict[str, tuple[int, ...]], unknown: list[str]
-    ) -> bool:
+        self,
+        addresses: dict[str, int],
+        values: dict[str, Any],
+        shapes: dict[str, tuple[int, ...]],
+        outputs: dict[str, tuple[int, ...]],
+    ) -> None:
         feeds = {
             name: values[name] if name in values else _array(addresses[name], shapes[name], spec.dtype).copy()
             for name, spec in self.engine.inputs.items()
         }
-        names = list(self.engine.outputs)
-        for name, result in zip(names, self.engine.session.run(names, feeds), strict=True):
-            if name in unknown:
-                allocator = self.allocators[name]
-                size = max(1, int(ASKED * result.nbytes))
-                pointer = allocator.reallocate_output_async(name, addresses.get(name, 0), size, _ALIGNMENT, 7)
-                if not pointer:
-                    return False
-                assert pointer % _ALIGNMENT == 0
-                allocator.notify_shape(name, result.shape)
-            else:
-                pointer = addresses[name]
+        for name, result in zip(outputs, self.engine.session.run(list(outputs), feeds), strict=True):
+            assert result.shape == outputs[name], (name, result.shape, outputs[name])
             if result.nbytes:
-                ctypes.memmove(pointer, np.ascontiguousarray(result).ctypes.data, result.nbytes)
-        return True
+                ctypes.memmove(addresses[name], np.ascontiguousarray(result).ctypes.data, result.nbytes)
 
     def _on_host(self, name: str) -> bool:
         return bool(self.engine.get_tensor_location(name) == self.trt.TensorLocation.HOST)
@@ -224,17 +215,21 @@ class Context:
         return {name: (at["minimum"][0], at["maximum"][0]) for name, at in self.profile["values"].items()}
 
     def _sizes(self) -> dict[str, int]:
-        """Sizes of symbolic dimensions, as far as input shapes tell them."""
-        sizes = {}
+        """Sizes of symbolic dimensions, as input shapes and host values tell them."""
+        sizes: dict[str, int] = {}
         for name, shape in self.shapes.items():
             sizes.update(
                 {d: n for d, n in zip(self.engine.inputs[name].shape, shape, strict=True) if isinstance(d, str)}
             )
         if "frames_new" in sizes:
             sizes["frames"] = sizes["frames_new"] + sizes["frames_past"]
-            sizes.pop("visual", None)
+        if "patch_to_token" in self.engine.outputs:
+            sizes["patches"] = sizes["frames"] * int(self.engine.outputs["patch_to_token"].shape[1])
         if self.engine.name == "llm_pre" and "rows" in sizes:
             sizes["total"] = sizes["past"] + sizes["rows"]
+        if self.engine.name == "select" and {"total", "visual"} <= sizes.keys():
+            sizes["kept"] = int(self._read("kept_count")[0])
+            sizes["rows"] = sizes["total"] - sizes["visual"] + sizes["kept"]
         return sizes
 
 

@@ -23,20 +23,19 @@ from conformance import DEMO_QUESTIONS, FRAMES, QUESTIONS, SAMPLING, Record, ass
 from fake_cuda import FakeCuda
 from fake_ort import TENSORRT, patch_onnxruntime
 from fake_tensorrt import DEVICE, FakeTensorRt, add_engines
+from fake_tensorrt_rtx import FakeTensorRtRtx, add_rtx_engines
 
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.engines import EngineDevice
 from prunevid.quantization import Quantization
-from prunevid.runtime.arrays import DeviceArray
 from prunevid.runtime.backend import choose_backend
 from prunevid.runtime.backend_ort import OrtCpuBackend
 from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
 from prunevid.runtime.backend_tensorrt import TensorRtBackend
+from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.device_memory import DeviceMemory
-from prunevid.runtime.engine_context import output_allocator
 from prunevid.runtime.pipeline import Pipeline
 
 Bundles = Callable[[str], Bundle]
@@ -49,8 +48,8 @@ def bundles(
     tiny_checkpoint: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundles:
-    """Bundles by kind. "engines" and "demo engines" have engines; the demo's rows of KV are aligned as TensorRT wants
-    them, the tiny model's are not."""
+    """Bundles by kind. "engines" and "demo engines" have engines of TensorRT, "rtx engines" of TensorRT-RTX; the demo's
+    rows of KV are aligned as TensorRT wants them, the tiny model's are not."""
 
     @cache
     def made(kind: str) -> Bundle:
@@ -62,6 +61,9 @@ def bundles(
         if kind == "engines":
             shutil.copytree(tiny_bundle("qwen2", "portable"), folder)
             return add_engines(folder, frames=8)
+        if kind == "rtx engines":
+            shutil.copytree(tiny_bundle("qwen2", "portable"), folder)
+            return add_rtx_engines(folder, frames=8)
         if kind == "demo engines":
             return add_engines(export("demo", folder, dialect="portable").path, frames=8)
         return open_bundle(tiny_bundle("qwen2", kind))
@@ -140,14 +142,25 @@ def ranges(text: str) -> dict[str, tuple[int, ...]]:
 # --- TensorRT ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What is kept in the user's home is not kept in ours."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    return tmp_path
+
+
 def on_fakes(bundle: Bundle, **options: Any) -> tuple[TensorRtBackend, FakeCuda, FakeTensorRt]:
+    """The backend for the engines that a bundle has."""
     gpu = FakeCuda()
+    if bundle.manifest.rtx_engines:
+        rtx = FakeTensorRtRtx(gpu, bundle.manifest, **options)
+        return open_rtx_backend(bundle, cuda=Cuda(gpu), trt=rtx), gpu, rtx
     trt = FakeTensorRt(gpu, bundle.manifest, **options)
     return TensorRtBackend(bundle, cuda=Cuda(gpu), trt=trt), gpu, trt
 
 
 @pytest.mark.parametrize("rows", [512, 29])
-@pytest.mark.parametrize("kind", ["engines", "demo engines"])
+@pytest.mark.parametrize("kind", ["engines", "demo engines", "rtx engines"])
 def test_engines_get_what_they_were_built_for(
     bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int
 ) -> None:
@@ -219,40 +232,11 @@ def test_an_engine_that_cannot_be_captured_runs_as_it_is(bundles: Bundles, on_cp
     assert gpu.captures <= 6
 
 
-def test_outputs_of_unknown_size_may_ask_for_more_than_they_need(
-    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["engines", "rtx engines"])
+def test_blocks_of_a_single_row_are_no_decode_steps(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    bundle = bundles("demo engines")
-    monkeypatch.setattr("fake_tensorrt.ASKED", 3.0)
-    backend, _, _ = on_fakes(bundle)
-    assert_same(record(bundle, backend), on_cpu("demo engines", 512), apart=1e-4)
-
-
-def test_memory_that_was_handed_out_is_not_written_again(bundles: Bundles) -> None:
-    _, gpu, trt = on_fakes(bundles("engines"))
-    memory = DeviceMemory(Cuda(gpu))
-    allocator = output_allocator(trt, memory)
-
-    def run(size: int, target: DeviceArray | None = None, *, wanted: bool = True) -> int:
-        allocator.offer(target, wanted=wanted)
-        pointer: int = allocator.reallocate_output_async("x", 0, size, 256, 7)
-        allocator.notify_shape("x", (size,))
-        return pointer
-
-    first = run(700)
-    held = allocator.taken(np.dtype(np.uint8))
-    assert (held.pointer, held.shape) == (first, (700,))
-    spare = run(700, wanted=False)
-    assert spare != first
-    assert run(600, wanted=False) == spare
-    target = memory.empty((700,), np.dtype(np.uint8))
-    assert run(700, target) == target.pointer
-    assert run(701, target) not in (target.pointer, spare, first)
-    assert run(10, wanted=False) == spare
-
-
-def test_blocks_of_a_single_row_are_no_decode_steps(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = bundles("engines")
+    bundle = bundles(kind)
     prompt = Pipeline(bundle, Chain(bundle, OrtCpuBackend(threads=1))).prompt
     # The long question's last row comes alone, and it is scored.
     monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", len(prompt.encode(QUESTIONS[1]).suffix) - 1)
@@ -261,31 +245,43 @@ def test_blocks_of_a_single_row_are_no_decode_steps(bundles: Bundles, monkeypatc
     assert_same(record(bundle, backend), expected, apart=1e-4)
 
 
-def test_memory_that_is_short_is_told_even_where_tensorrt_asks_for_it(
-    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_short_is_told(bundles: Bundles) -> None:
     bundle = bundles("demo engines")
-    backend, _, _ = on_fakes(bundle)
+    backend, gpu, _ = on_fakes(bundle)
     pipeline = Pipeline(bundle, Chain(bundle, backend))
-    # More than there is, for an output whose size only TensorRT knows.
-    monkeypatch.setattr("fake_tensorrt.ASKED", 1e6)
+    gpu.memory = gpu.used + 300_000
     with pytest.raises(PruneVidError, match=r"the GPU has no room for another [\d,]+ MB"):
         pipeline.open(FRAMES)
 
 
-def test_a_video_that_is_too_large_for_the_engines_is_refused(bundles: Bundles) -> None:
-    bundle = bundles("demo engines")
+def test_an_output_of_unknown_size_is_refused(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundles("engines")
     backend, _, _ = on_fakes(bundle)
     pipeline = Pipeline(bundle, Chain(bundle, backend))
-    with pytest.raises(PruneVidError, match=r"vision_merge was built for less: .*`prunevid build --frames"):
+    monkeypatch.setattr("fake_tensorrt.Context.get_tensor_shape", lambda context, name: (-1, 8))
+    with pytest.raises(PruneVidError, match=r"TensorRT does not know the shape of features beforehand while running"):
+        pipeline.open(FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    [("demo engines", "prunevid build --frames"), ("rtx engines", "prunevid build --device rtx --fra")],
+)
+def test_a_video_that_is_too_large_for_the_engines_is_refused(bundles: Bundles, kind: str, build: str) -> None:
+    bundle = bundles(kind)
+    backend, _, _ = on_fakes(bundle)
+    pipeline = Pipeline(bundle, Chain(bundle, backend))
+    with pytest.raises(PruneVidError, match=f"vision_merge was built for less: .*`{build}"):
         pipeline.open(np.concatenate([FRAMES, FRAMES]), frames=12)
 
 
-def test_engines_that_tensorrt_refuses_are_told_in_its_words(bundles: Bundles) -> None:
-    bundle = bundles("engines")
+@pytest.mark.parametrize(("kind", "title"), [("engines", "TensorRT 10"), ("rtx engines", "TensorRT-RTX 1")])
+def test_engines_that_tensorrt_refuses_are_told_in_its_words(bundles: Bundles, kind: str, title: str) -> None:
+    bundle = bundles(kind)
     backend, _, _ = on_fakes(bundle, refuses=("select",))
     with pytest.raises(
-        PruneVidError, match=r"cannot load .*select\.engine: Error Code 1: the engine is of another version"
+        PruneVidError,
+        match=rf"{title}.* cannot load .*select.*\.engine: Error Code 1: the engine is of another version",
     ):
         Chain(bundle, backend)
 
@@ -304,6 +300,24 @@ def test_engines_of_another_device_are_refused(
     shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
     bundle = add_engines(tmp_path / "bundle", device=built_on)
     with pytest.raises(PruneVidError, match=what):
+        on_fakes(bundle)
+
+
+@pytest.mark.parametrize(
+    ("built_for", "what"),
+    [
+        ({"release": "1.5.0.114"}, r"TensorRT-RTX is 1\.7\.1\.116, they need 1\.5\.0\.114"),
+        ({"capabilities": ("8.6", "12.0")}, r"the GPU's compute capability is 8\.7, they need 8\.6 or 12\.0"),
+    ],
+)
+def test_engines_for_other_rtx_gpus_are_refused_before_any_is_loaded(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, built_for: dict[str, Any], what: str
+) -> None:
+    shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
+    bundle = add_rtx_engines(tmp_path / "bundle", **built_for)
+    with pytest.raises(
+        PruneVidError, match=rf"TensorRT-RTX engines of this bundle do not run here: {what}: build them"
+    ):
         on_fakes(bundle)
 
 
@@ -328,11 +342,38 @@ def test_auto_prefers_engines_then_onnx_runtime_on_the_gpu(
     patch_onnxruntime(monkeypatch, gpu)
     monkeypatch.setattr("prunevid.runtime.cuda._import_runtime", lambda: gpu)
     monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(gpu, bundle.manifest))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRtRtx(gpu, bundle.manifest))
     assert choose_backend("auto", bundle).name == "tensorrt"
+    assert choose_backend("auto", bundles("rtx engines")).name == "tensorrt-rtx"
     assert choose_backend("auto", bundles("portable")).name == "ort-cuda"
     assert not caplog.text
     assert choose_backend("auto", bundles("ort")).name == "ort-cpu"
     assert "not running on ort-cuda" in caplog.text
+
+
+def test_of_two_kinds_of_engines_auto_takes_those_that_run_here(
+    tiny_bundle: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("prunevid.runtime.cuda._import_runtime", FakeCuda)
+    shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
+    add_rtx_engines(tmp_path / "bundle")
+    both = add_engines(tmp_path / "bundle")
+    for module, fake in (("tensorrt", FakeTensorRt), ("tensorrt_rtx", FakeTensorRtRtx)):
+        monkeypatch.setitem(sys.modules, module, fake(FakeCuda(), both.manifest))
+    assert choose_backend("auto", both).name == "tensorrt"
+    assert not caplog.text
+    moved = add_engines(tmp_path / "bundle", device=replace(DEVICE, gpu="Orin"))
+    assert choose_backend("auto", moved).name == "tensorrt-rtx"
+    assert "not running on tensorrt: the engines of this bundle do not run here" in caplog.text
+    caplog.clear()
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert choose_backend("auto", moved).name == "ort-cpu"
+    assert "not running on tensorrt-rtx: TensorRT-RTX's Python package cannot be loaded" in caplog.text
+    with pytest.raises(PruneVidError, match=r"pip install 'prunevid\[rtx\]'$"):
+        choose_backend("tensorrt-rtx", moved)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +381,12 @@ def test_auto_prefers_engines_then_onnx_runtime_on_the_gpu(
     [
         ("ort-cuda", "ort", r"runs on CUDA in fp16 only: export it with --precision fp16"),
         ("ort-tensorrt", "ort", "export it with --dialect portable"),
-        ("tensorrt", "portable", "has no TensorRT engines: build them on this machine"),
+        ("tensorrt", "portable", "has no TensorRT engines: build them on this machine with `prunevid build /"),
+        (
+            "tensorrt-rtx",
+            "engines",
+            "has no TensorRT-RTX engines: build them on any machine with `prunevid build --dev",
+        ),
     ],
 )
 def test_bundles_that_a_backend_cannot_run_are_refused(

@@ -1,0 +1,114 @@
+"""TensorRT for RTX: engines that `prunevid build --device rtx` put into a bundle, whose kernels are compiled here.
+
+The compiler runs when an engine is prepared, and again, in the background, for sizes that come up. What it made is
+kept in the user's home under ``.cache/prunevid/tensorrt-rtx``, by the engine's checksum, the GPU, the driver and the
+release. Sources: TensorRT for RTX's documentation, "Working with Runtime Cache", "Working with RTX CUDA Graphs",
+"Dynamic Shapes: Advanced Topics"; NvInferRuntime.h, IRuntimeConfig and IRuntimeCache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from prunevid.bundle import Bundle, Manifest
+from prunevid.engines import EngineSpec, check_rtx_device
+from prunevid.runtime.backend_tensorrt import TensorRtBackend
+from prunevid.runtime.cuda import Cuda
+from prunevid.runtime.engine_context import Prepared, Tools
+from prunevid.runtime.kernel_store import KernelStore
+
+_LOG = logging.getLogger("prunevid")
+# With every question and video, its sizes are others: kernels and CUDA graphs for them would never be used again.
+_NEVER_ALIKE = ("select",)
+
+
+def open_rtx_backend(bundle: Bundle, *, cuda: Cuda | None = None, trt: Any = None) -> TensorRtBackend:
+    """A bundle's TensorRT-RTX engines; see :class:`TensorRtBackend`."""
+    return TensorRtBackend(bundle, TensorRtRtx(), cuda=cuda, trt=trt)
+
+
+class TensorRtRtx:
+    """TensorRT for RTX, whose engines are bound to a release and to compute capabilities."""
+
+    backend, title, module, build = "tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "prunevid build --device rtx"
+    install, where = "pip install 'prunevid[rtx]'", "on any machine"
+
+    def __init__(self) -> None:
+        self._store = KernelStore(self.backend)
+        self._told = False
+
+    def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
+        """See :class:`prunevid.runtime.backend_tensorrt.Product`."""
+        return manifest.rtx_engines.graphs if manifest.rtx_engines else None
+
+    def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
+        """See :class:`prunevid.runtime.backend_tensorrt.Product`."""
+        assert manifest.rtx_engines is not None
+        check_rtx_device(manifest.rtx_engines, trt.__version__, cuda.gpu()[1])
+
+    def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
+        """See :class:`prunevid.runtime.backend_tensorrt.Product`; compiles what is not kept."""
+        trt, config = tools.trt, engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        strategies, graphs = trt.DynamicShapesKernelSpecializationStrategy, trt.CudaGraphStrategy
+        alike = graph not in _NEVER_ALIKE
+        # EAGER would compile before it runs, with every video's own number of tokens; LAZY does so beside it.
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.LAZY if alike else strategies.NONE
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if alike else graphs.DISABLED
+        gpu, capability = tools.cuda.gpu()
+        device = {"gpu": gpu, "capability": capability, "driver": tools.cuda.driver()}
+        cache = RuntimeCache(config, self._store, {"engine": checksum, "release": trt.__version__, **device})
+        if cache.is_new and not self._told:
+            self._told = True
+            _LOG.warning("note: TensorRT-RTX compiles kernels for %s, which the next start finds again", gpu)
+        contexts = [engine.create_execution_context(config) for _ in range(profiles)]
+        cache.keep()
+        return Prepared(contexts, cache, captures=True)
+
+
+class RuntimeCache:
+    """The kernels that are compiled for an engine; kept when that was prepared, and with what came up until its end.
+
+    It must live as long as the contexts that were made with ``config``: TensorRT-RTX does not hold it.
+    """
+
+    def __init__(self, config: Any, store: KernelStore, key: Mapping[str, str]) -> None:
+        self._kernels = _Kernels(config, store, key)
+        self.is_new = self._kernels.is_new
+        self.keep = self._kernels.keep
+        # Also at the end of the process.
+        weakref.finalize(self, self._kernels.keep)
+
+
+class _Kernels:
+    def __init__(self, config: Any, store: KernelStore, key: Mapping[str, str]) -> None:
+        self._config, self._store, self._key = config, store, key
+        self._cache = config.create_runtime_cache()
+        content = store.read(key)
+        if content is not None and not self._cache.deserialize(content):
+            # Of another environment than the key tells, such as a newer driver: TensorRT-RTX checks that itself.
+            store.discard(key)
+            content = None
+        self.is_new = content is None
+        self._last = _digest(content or b"")
+        self._is_used = config.set_runtime_cache(self._cache)
+        if not self._is_used:
+            store.tell("TensorRT-RTX takes no cache for them")
+
+    def keep(self) -> None:
+        """Write what has been compiled since the last time."""
+        made = self._cache.serialize() if self._is_used else None
+        if made is None:
+            return
+        content = bytes(made)
+        if _digest(content) != self._last:
+            self._last = _digest(content)
+            self._store.write(self._key, content)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

@@ -49,10 +49,12 @@ def list_marked(op: Any, marks: ir.Value, before: ir.Value, room: ir.Value) -> i
 
     marks: bool [n]; before: how many are marked before each, int64 [n]; room: int64 [1], as many as are marked or more.
     """
-    numbers = op.Range(0, op.Squeeze(op.Shape(marks), [0]), 1)
+    size = op.Shape(marks)
+    numbers = op.Range(0, op.Squeeze(size, [0]), 1)
     # What is not marked goes where nobody looks: behind the room.
     place = op.Where(marks, before, room)
-    empty = op.Expand(op.Constant(value_ints=[0]), op.Add(room, [1]))
+    # Not shorter than the list of places: TensorRT-RTX's compiler takes no scattering of more than there is room for.
+    empty = op.Expand(op.Constant(value_ints=[0]), op.Add(op.Add(room, size), [1]))
     return op.Slice(op.ScatterElements(empty, place, numbers, axis=0), [0], room, [0])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -25,7 +26,7 @@ from prunevid.calibration.store import stored_bytes
 from prunevid.calibration.workspace import Workspace
 from prunevid.export.engine.builder import build
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
-from prunevid.export.engine.profiles import limits_of, profiles_of
+from prunevid.export.engine.profiles import Profile, Range, limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.rtx import RtxToolkit
 from prunevid.export.engine.targets import RTX
@@ -78,14 +79,43 @@ def test_the_demo_is_built_and_holds_its_weights_once(
             assert opened.read(4) == b"vtrt"
 
 
+def job_of(bundle: Bundle, graph: str) -> EngineJob:
+    file = bundle.file(bundle.manifest.graphs[graph].file)
+    model = for_parser(onnx.load(file, load_external_data=False), plugins_too=False)
+    profiles = profiles_of(bundle.manifest, graph, limits_of(bundle.manifest))
+    return EngineJob(graph, model.SerializeToString(), file, profiles)
+
+
+@pytest.mark.parametrize("corner", [0, 1, 2], ids=["smallest", "usual", "largest"])
+@pytest.mark.parametrize("graph", ["vision_merge", "merge", "llm_pre", "select", "llm_post"])
+def test_every_size_that_is_fixed_is_taken(
+    bundles: Callable[[str], Bundle], tmp_path: Path, graph: str, corner: int
+) -> None:
+    """What a compiler does not take at the sizes of a run it tells when they are all that there are."""
+    bundle, toolkit = bundles("fp16"), RtxToolkit()
+    job = job_of(bundle, graph)
+    for profile in job.profiles:
+        fixed = [
+            {name: Range(*[size[corner]] * 3) for name, size in ranges.items()}
+            for ranges in (profile.sizes, profile.values)
+        ]
+        single = replace(job, profiles=(Profile(profile.name, *fixed),))
+        settings = BuildSettings(capabilities=("8.9",))
+        toolkit.build(single, tmp_path / "engine", bundle.manifest, settings, lambda *_: None)
+
+
+def test_a_bundle_for_single_frames_is_built(bundles: Callable[[str], Bundle], tmp_path: Path) -> None:
+    path = shutil.copytree(bundles("fp16").path, tmp_path / "bundle")
+    built = build(path, device=RTX, frames=1, text=64, settings=BuildSettings(capabilities=("8.9",)))
+    assert built.manifest.rtx_engines is not None
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_inputs_and_outputs_are_those_of_the_graphs(bundles: Callable[[str], Bundle], precision: str) -> None:
     bundle, toolkit = bundles(precision), RtxToolkit()
     for graph, spec in bundle.manifest.graphs.items():
-        file = bundle.file(spec.file)
-        model = for_parser(onnx.load(file, load_external_data=False), plugins_too=False)
-        profiles = profiles_of(bundle.manifest, graph, limits_of(bundle.manifest))
-        found = toolkit.parse(EngineJob(graph, model.SerializeToString(), file, profiles))
+        job = job_of(bundle, graph)
+        found = toolkit.parse(job)
         for side, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
             seen = {tensor["name"]: tensor for tensor in found[side]}
             assert seen.keys() == {tensor.name for tensor in tensors}, graph
@@ -95,7 +125,7 @@ def test_inputs_and_outputs_are_those_of_the_graphs(bundles: Callable[[str], Bun
                     # What it does not know before it runs is -1: of outputs, also some sizes that are fixed.
                     assert size == dim or (size == -1 and (isinstance(dim, str) or side == "outputs"))
         shape_inputs = {tensor["name"] for tensor in found["inputs"] if tensor["is_shape"]}
-        assert all(shape_inputs <= profile.values.keys() for profile in profiles)
+        assert all(shape_inputs <= profile.values.keys() for profile in job.profiles)
         assert shape_inputs == SHAPE_INPUTS.get(graph, set()), graph
 
 

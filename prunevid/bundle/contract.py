@@ -21,8 +21,12 @@ class Tensors(NamedTuple):
     outputs: dict[str, TensorSpec]
 
 
+class ContractError(ValueError):
+    """A graph takes or gives something else: an older release wrote it, or it is damaged."""
+
+
 def check_contract(manifest: Manifest) -> None:
-    """Raise ValueError where a graph has another input or output than its place in the chain asks for."""
+    """Raise ContractError where a graph has another input or output than its place in the chain asks for."""
     for name, graph in manifest.graphs.items():
         wanted = CHAIN[name](manifest)
         for what, found, expected in (
@@ -31,15 +35,15 @@ def check_contract(manifest: Manifest) -> None:
         ):
             names = [tensor.name for tensor in found]
             if len(set(names)) < len(names):
-                raise ValueError(f"its graph {name} has two {what}s of one name")
+                raise ContractError(f"its graph {name} has two {what}s of one name")
             for tensor in found:
                 if tensor != expected.get(tensor.name):
-                    raise ValueError(
+                    raise ContractError(
                         f"its graph {name} has the {what} {_text(tensor)}, "
                         f"and the rest of the manifest asks for {_text(expected.get(tensor.name))}"
                     )
             if missing := sorted(expected.keys() - set(names)):
-                raise ValueError(f"its graph {name} lacks the {what} {missing[0]}")
+                raise ContractError(f"its graph {name} lacks the {what} {missing[0]}")
 
 
 def _text(tensor: TensorSpec | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from prunevid.bundle.checksums import sha256_of
 from prunevid.bundle.codec import UnknownEntryError, decode, read_json
 from prunevid.bundle.consistency import check_manifest
-from prunevid.bundle.contract import CHAIN
+from prunevid.bundle.contract import CHAIN, ContractError
 from prunevid.bundle.graphs import check_graph
 from prunevid.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest
 from prunevid.bundle.names import InvalidNameError
@@ -129,6 +129,8 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from error
     except InvalidNameError as error:
         raise PruneVidError(f"the bundle {folder} {error}: do not use it") from error
+    except ContractError as error:
+        raise PruneVidError(f"{path} is damaged, or of an older release ({error}): export the bundle again") from error
     except (ValueError, RecursionError) as error:  # endless nesting is no JSONDecodeError
         raise PruneVidError(f"{path} is damaged ({error}): export the bundle again") from error
     return manifest

@@ -34,20 +34,17 @@ _ALIGNMENT = 256
 
 def add_engines(bundle: Path, frames: int | None = None, text: int = 1024, device: EngineDevice = DEVICE) -> Bundle:
     """Put engines of this kind into a bundle, with the profiles that `prunevid build` would give them."""
-    engines, files = write_engines(bundle, "engine", frames, text)
-    manifest = open_bundle(bundle).manifest
-    write_manifest(bundle, replace(manifest, files=manifest.files | files, engines=EngineSet(device, engines)))
+    manifest, engines = write_engines(bundle, "engine", frames, text)
+    write_manifest(bundle, replace(manifest, engines=EngineSet(device, engines)))
     return open_bundle(bundle)
 
 
-def write_engines(
-    bundle: Path, suffix: str, frames: int | None, text: int
-) -> tuple[dict[str, EngineSpec], dict[str, FileRecord]]:
-    """Files that stand for engines of all graphs of a bundle, and what a manifest says of them."""
+def write_engines(bundle: Path, suffix: str, frames: int | None, text: int) -> tuple[Manifest, dict[str, EngineSpec]]:
+    """Files that stand for engines of all graphs of a bundle: its manifest with them, and what one says of engines."""
     opened = open_bundle(bundle)
     manifest = opened.manifest
     limits = limits_of(manifest, frames, text)
-    specs, files = {}, {}
+    specs, files = {}, dict(manifest.files)
     for name, graph in manifest.graphs.items():
         shape_inputs = SHAPE_INPUTS.get(name, ())
         profiles = tuple(recorded(manifest, name, each, shape_inputs) for each in profiles_of(manifest, name, limits))
@@ -56,7 +53,7 @@ def write_engines(
         file.write_text(json.dumps(engine))
         specs[name] = EngineSpec(file.name, profiles, "")
         files[file.name] = FileRecord(file.stat().st_size, sha256_of(file))
-    return specs, files
+    return replace(manifest, files=files), specs
 
 
 class FakeTensorRt:

@@ -31,10 +31,8 @@ def add_rtx_engines(
     capabilities: tuple[str, ...] = ("8.6", "8.7", "12.0"),
 ) -> Bundle:
     """Put engines of this kind into a bundle, with the profiles that `prunevid build --device rtx` would give them."""
-    engines, files = write_engines(bundle, "rtx.engine", frames, text)
-    manifest = open_bundle(bundle).manifest
-    rtx = RtxEngineSet(release, capabilities, engines)
-    write_manifest(bundle, replace(manifest, files=manifest.files | files, rtx_engines=rtx))
+    manifest, engines = write_engines(bundle, "rtx.engine", frames, text)
+    write_manifest(bundle, replace(manifest, rtx_engines=RtxEngineSet(release, capabilities, engines)))
     return open_bundle(bundle)
 
 

@@ -51,6 +51,19 @@ def test_a_model_that_does_not_fit_says_how_much_is_short(capsys: pytest.Capture
     assert "GB short at 4 frames" in lines[2]
 
 
+def test_it_says_which_engines_a_device_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {
+        name: " ".join(fit(capsys, "--model", "llava-ov-0.5b", "--device", name, "--frames", "8").split())
+        for name in ("dgx-spark", "agx-orin-64gb", "raspberry-pi-5-8gb")
+    }
+    rtx = "Engines: of TensorRT-RTX, built on any machine (`prunevid build --device rtx --capability 12.1`), or of"
+    assert f"{rtx} TensorRT, built there; each holds its weights once." in said["dgx-spark"]
+    assert "fp16 at least 62.5" in said["dgx-spark"]
+    assert "Engines: of TensorRT, built there; each holds its weights once." in said["agx-orin-64gb"]
+    assert "at least" not in said["agx-orin-64gb"]
+    assert "Engines:" not in said["raspberry-pi-5-8gb"]
+
+
 def test_the_first_table_fits_into_eighty_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

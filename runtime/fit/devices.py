@@ -1,86 +1,21 @@
-"""The devices that an estimate can be made for: one frozen dataclass each, with the source of every figure.
-
-Peak rates are dense rates. What NVIDIA prints large is twice or more of it: sparse INT8, with the DLA's share, for
-Orin; sparse FP4 for Thor. Nothing here was measured by this project.
-"""
+"""The devices that an estimate can be made for: one entry each, with the source of every figure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from prunevid.errors import InvalidValueError, PruneVidError
+from prunevid.errors import PruneVidError
+from prunevid.runtime.fit.device import GB, GIB, GPU_RESERVED, Device
+from prunevid.runtime.fit.rtx_devices import RTX_DEVICES
 
 __all__ = ["DEVICES", "LOCAL", "Device", "device_named"]
 
 LOCAL = "local"
 """The machine at hand, which is measured instead of looked up."""
 
-_GIB = 2**30
-_GB = 10**9
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a device can do at most, and how much of that an estimate counts on.
-
-    Attributes:
-        name: what the command line calls it.
-        title: what people call it, with the power mode that the rates belong to.
-        memory_bytes: memory that weights, KV cache and activations share; on a Jetson, with everything else.
-        reserved_bytes: what of it they cannot have.
-        reserved_for: why.
-        bandwidth: peak bytes per second of that memory.
-        fp32: peak dense FLOP/s in float32.
-        fp16: the same in float16, accumulated in float32; None where models run in float32.
-        int8: peak dense operations per second on 8-bit integers; None where 8-bit weights are computed wider.
-        source: documents that the figures are from, and how the rates follow from them.
-        compute_efficiency: share of a peak rate that large matrix products are taken to reach.
-        bandwidth_efficiency: share of the peak bandwidth that reading weights is taken to reach.
-        is_measured: whether rates, bandwidth and free memory were measured on the device itself.
-
-    Raises:
-        InvalidValueError: when a rate is not positive, the memory is all reserved, or an efficiency is not a share.
-    """
-
-    name: str
-    title: str
-    memory_bytes: int
-    reserved_bytes: int
-    reserved_for: str
-    bandwidth: float
-    fp32: float
-    fp16: float | None
-    int8: float | None
-    source: str
-    compute_efficiency: float = 0.5
-    bandwidth_efficiency: float = 0.7
-    is_measured: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("bandwidth", "fp32", "fp16", "int8"):
-            rate = getattr(self, name)
-            if rate is not None and not rate > 0:
-                raise InvalidValueError(f"device {self.name}: {name} must be above 0, not {rate}")
-        if not 0 <= self.reserved_bytes < self.memory_bytes:
-            raise InvalidValueError(f"device {self.name}: reserved_bytes must be from 0 to below memory_bytes")
-        for name in ("compute_efficiency", "bandwidth_efficiency"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InvalidValueError(f"device {self.name}: {name} must be above 0 and at most 1")
-        if not self.source or not self.reserved_for:
-            raise InvalidValueError(f"device {self.name}: figures without a source are guesses")
-
-    @property
-    def usable_bytes(self) -> int:
-        """Memory for weights, KV cache and activations."""
-        return self.memory_bytes - self.reserved_bytes
-
-
 _JETSON_RESERVED = (
     "7 % of the memory for firmware (an Orin Nano 8GB shows Linux 7.4 GiB) and 1.5 GB for Linux without a desktop, "
     "the CUDA context, TensorRT and Python: an assumption, on the careful side. A desktop takes 0.8 GB more "
     "(dusty-nv/jetson-containers, docs/setup.md)."
 )
-_GPU_RESERVED = "1 GB for the CUDA context, TensorRT and a display: an assumption."
 
 # What TensorRT reaches, by NVIDIA's own measurements (docs/fit.md has the arithmetic).
 _ORIN_COMPUTE, _THOR_COMPUTE = 0.4, 0.25
@@ -101,13 +36,14 @@ def _orin(name: str, title: str, gib: int, sms: int, ghz: float, gb_per_s: float
     return Device(
         name=name,
         title=title,
-        memory_bytes=gib * _GIB,
-        reserved_bytes=int(0.07 * gib * _GIB + 1.5 * _GB),
+        memory_bytes=gib * GIB,
+        reserved_bytes=int(0.07 * gib * GIB + 1.5 * GB),
         reserved_for=_JETSON_RESERVED,
         bandwidth=gb_per_s * 1e9,
         fp32=clock * 256,
         fp16=clock * _ORIN_INT8_PER_CLOCK / 2,
         int8=clock * _ORIN_INT8_PER_CLOCK,
+        compute_capability="8.7",
         source=_ORIN_SOURCE + source,
         compute_efficiency=_ORIN_COMPUTE,
     )
@@ -117,13 +53,14 @@ def _thor(name: str, title: str, gib: int, sparse_fp4: float, sms: int, ghz: flo
     return Device(
         name=name,
         title=title,
-        memory_bytes=gib * _GIB,
-        reserved_bytes=int(0.07 * gib * _GIB + 1.5 * _GB),
+        memory_bytes=gib * GIB,
+        reserved_bytes=int(0.07 * gib * GIB + 1.5 * GB),
         reserved_for=_JETSON_RESERVED,
         bandwidth=273e9,
         fp32=sms * ghz * 1e9 * 256,
         fp16=sparse_fp4 / 8,
         int8=sparse_fp4 / 4,
+        compute_capability="11.0",
         source=source,
         compute_efficiency=_THOR_COMPUTE,
     )
@@ -169,52 +106,43 @@ DEVICES = {
         Device(
             name="l4",
             title="NVIDIA L4",
-            memory_bytes=24 * _GIB,
-            reserved_bytes=_GB,
-            reserved_for=_GPU_RESERVED,
+            memory_bytes=24 * GIB,
+            reserved_bytes=GB,
+            reserved_for=GPU_RESERVED,
             bandwidth=300e9,
             fp32=30.3e12,
             fp16=121e12,
             int8=242.5e12,
+            compute_capability="8.9",
             source="NVIDIA L4 Tensor Core GPU Datasheet: 30.3 FP32 TFLOPS, 242 FP16 TFLOPS and 485 INT8 TOPS with "
             "sparsity, halved; 300 GB/s.",
         ),
-        Device(
-            name="rtx-4090",
-            title="NVIDIA GeForce RTX 4090",
-            memory_bytes=24 * _GIB,
-            reserved_bytes=_GB,
-            reserved_for=_GPU_RESERVED,
-            bandwidth=1008e9,
-            fp32=82.6e12,
-            fp16=165.2e12,
-            int8=660.6e12,
-            source="NVIDIA Ada GPU Architecture V2, table of the GeForce RTX 4090: dense FP16 tensor rate with FP32 "
-            "accumulation 165.2 TFLOPS, INT8 660.6 TOPS, FP32 82.6 TFLOPS, 1008 GB/s.",
-        ),
+        *RTX_DEVICES,
         Device(
             name="h100",
             title="NVIDIA H100 SXM 80GB",
-            memory_bytes=80 * _GIB,
-            reserved_bytes=_GB,
-            reserved_for=_GPU_RESERVED,
+            memory_bytes=80 * GIB,
+            reserved_bytes=GB,
+            reserved_for=GPU_RESERVED,
             bandwidth=3350e9,
             fp32=66.9e12,
             fp16=989.4e12,
             int8=1978.9e12,
+            compute_capability="9.0",
             source="NVIDIA H100 Tensor Core GPU Architecture, table of the H100 SXM5: dense FP16 989.4 TFLOPS, INT8 "
             "1978.9 TOPS, FP32 66.9 TFLOPS; 3.35 TB/s.",
         ),
         Device(
             name="raspberry-pi-5-8gb",
             title="Raspberry Pi 5 8GB",
-            memory_bytes=8 * _GIB,
-            reserved_bytes=_GB,
+            memory_bytes=8 * GIB,
+            reserved_bytes=GB,
             reserved_for="1 GB for Linux without a desktop and Python: an assumption.",
             bandwidth=17.07e9,
             fp32=153.6e9,
             fp16=None,
             int8=None,
+            compute_capability=None,
             source="Raspberry Pi 5 product brief: four Cortex-A76 at 2.4 GHz, 32-bit LPDDR4X-4267 (4267e6 * 4 bytes "
             "= 17.07 GB/s). Arm Cortex-A76 Software Optimization Guide: two 128-bit pipes for FMLA, so 4 cores * 2 "
             "pipes * 4 lanes * 2 operations * 2.4 GHz.",

@@ -32,7 +32,7 @@ from prunevid.memory import (
     vision_bytes,
 )
 from prunevid.models import ModelShape
-from prunevid.runtime.fit.devices import Device
+from prunevid.runtime.fit.device import Device
 from prunevid.runtime.fit.precision import Precision
 
 __all__ = ["ANSWER", "STAGES", "TEXT_AFTER", "TEXT_BEFORE", "Estimate", "Memory", "Workload", "estimate", "workload"]

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
-from prunevid.runtime.fit.devices import LOCAL, Device
+from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.devices import LOCAL
 from prunevid.runtime.machine import describe
 
 __all__ = ["local_device"]
@@ -36,6 +37,7 @@ def local_device() -> Device:
         fp32=_matmul_rate(),
         fp16=None,
         int8=None,
+        compute_capability=None,
         source=f"measured: the best of {_REPEATS} float32 matrix products of {_SIDE} x {_SIDE}, and of {_REPEATS} "
         f"copies of {_COPY_BYTES >> 20} MiB on all cores, counting what is read and what is written.",
         compute_efficiency=1.0,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunevid.memory import ParameterCounts
-from prunevid.runtime.fit.devices import Device
+from prunevid.runtime.fit.device import Device
 
 __all__ = ["EXPORTED", "PRECISIONS", "Precision", "precisions_of"]
 

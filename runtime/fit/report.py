@@ -12,7 +12,7 @@ from rich.text import Text
 
 from prunevid.runtime.fit.budget import Budget, Pair
 from prunevid.runtime.fit.compare import Comparison, Row
-from prunevid.runtime.fit.devices import Device
+from prunevid.runtime.fit.device import Device
 from prunevid.runtime.fit.estimate import ANSWER, STAGES, TEXT_AFTER, TEXT_BEFORE, Estimate
 
 __all__ = ["print_budget", "print_comparisons"]
@@ -121,13 +121,29 @@ def _assumptions(budget: Budget) -> list[str]:
         f"Counted on: {device.compute_efficiency:.0%} of the dense peak rates ({_rates(device)}) and "
         f"{device.bandwidth_efficiency:.0%} of {device.bandwidth / 1e9:.0f} GB/s. Reading and resizing the video is "
         "not estimated.",
+        *_engines(device),
         f"Source: {device.source}",
     ]
 
 
+def _engines(device: Device) -> list[str]:
+    """Which engines it takes: nothing where TensorRT is not for it."""
+    if not device.has_tensorrt:
+        return []
+    how = "of TensorRT, built there"
+    if device.has_tensorrt_rtx:
+        how = (
+            f"of TensorRT-RTX, built on any machine (`prunevid build --device rtx --capability "
+            f"{device.compute_capability}`), or {how}"
+        )
+    return [f"Engines: {how}; each holds its weights once."]
+
+
 def _rates(device: Device) -> str:
     rates = {"fp32": device.fp32, "fp16": device.fp16, "int8": device.int8}
-    return ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items() if rate is not None) + " TFLOP/s"
+    at_least = dict.fromkeys(device.at_least, "at least ")
+    known = (f"{name} {at_least.get(name, '')}{rate / 1e12:.3g}" for name, rate in rates.items() if rate is not None)
+    return ", ".join(known) + " TFLOP/s"
 
 
 def _usual_frames(budget: Budget) -> int:

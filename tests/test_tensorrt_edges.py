@@ -124,6 +124,49 @@ def ranged(*nodes: onnx.NodeProto, x: Value = X) -> onnx.ModelProto:
     return model_of(graph_of(steps, [x], [("y", T.FLOAT, ["r"])], *ends, make_tensor("no", T.INT64, [1], [0])))
 
 
+def cast_to_shape(operator: str, *more: str, **attributes: Any) -> onnx.ModelProto:
+    """A shape that comes from an input in floating point."""
+    data = [] if operator == "ConstantOfShape" else ["x"]
+    outputs: list[Value] = [("y", T.FLOAT, ["a", "b"]), *([("z", T.FLOAT, ["c", "d"])] if operator == "Split" else [])]
+    nodes = [
+        make_node("Cast", ["f"], ["s"], to=T.INT64),
+        make_node(operator, [*data, "s", *more], [name for name, _, _ in outputs], **attributes),
+    ]
+    return model_of(graph_of(nodes, [("f", T.FLOAT, [2]), *([X] if data else [])], outputs, whole("ends", 4, 6)))
+
+
+def attention(kind: int = T.FLOAT16, head: int = 64, **attributes: Any) -> Any:
+    shape = [1, 4, 64, head]
+    more = [("k", kind, shape), ("v", kind, shape)]
+    return one(
+        "Attention", "x", "k", "v", x=("x", kind, shape), y=("y", kind, shape), more=more, opset=23, **attributes
+    )
+
+
+def normalized(**attributes: Any) -> Any:
+    constants = [make_tensor(name, T.FLOAT, [6], [1.0] * 6) for name in "abcd"]
+    return one("BatchNormalization", "x", *"abcd", x=("x", T.FLOAT, [4, 6, 2]), constants=constants, **attributes)
+
+
+def recurrent(**attributes: Any) -> Any:
+    weights = [make_tensor("w", T.FLOAT, [1, 16, 2], [0.1] * 32), make_tensor("r", T.FLOAT, [1, 16, 4], [0.1] * 64)]
+    return one("LSTM", "x", "w", "r", x=("x", T.FLOAT, [3, 1, 2]), constants=weights, hidden_size=4, **attributes)
+
+
+def split(length: int, parts: int) -> onnx.ModelProto:
+    names = [f"part {number}" for number in range(parts)]
+    node = make_node("Split", ["x"], names, num_outputs=parts)
+    return model_of(graph_of([node], [("x", T.FLOAT, [length])], [(name, T.FLOAT, None) for name in names]))
+
+
+def resized(*nodes: onnx.NodeProto, constants: Sequence[onnx.TensorProto] = ()) -> onnx.ModelProto:
+    """An image of any size by scales for its last two axes."""
+    steps = [*nodes, make_node("Resize", ["x", "", "s"], ["y"], axes=[2, 3], mode="nearest")]
+    inputs: list[Value] = [("x", T.FLOAT, [1, 1, "h", "w"])]
+    return model_of(graph_of(steps, inputs, [("y", T.FLOAT, [1, 1, "a", "b"])], *constants))
+
+
+IMAGE: Value = ("x", T.FLOAT, [1, 1, 4, 4])
 ANY = {"x": ((1,), (100,), (6000,))}
 NEGATED = [make_node("Neg", ["v"], ["w"])]
 HALF: Value = ("h", T.FLOAT16, [4, 6])
@@ -268,21 +311,65 @@ EDGES = [
         False,
     ),
     *(
-        Edge(
-            f"attention in {T.DataType.Name(kind)} with heads of {head}",
-            one(
-                "Attention",
-                "x",
-                "k",
-                "v",
-                x=("x", kind, [1, 4, 64, head]),
-                y=("y", kind, [1, 4, 64, head]),
-                more=[("k", kind, [1, 4, 64, head]), ("v", kind, [1, 4, 64, head])],
-                opset=23,
-            ),
-            ok,
-        )
+        Edge(f"attention in {T.DataType.Name(kind)} with heads of {head}", attention(kind, head), ok)
         for kind, head, ok in ((T.FLOAT16, 64, True), (T.FLOAT16, 8, False), (T.FLOAT, 64, False))
+    ),
+    Edge("attention to what was before", attention(is_causal=1), True),
+    Edge("attention with a cap", attention(softcap=2.0), False),
+    Edge("attention with a precision", attention(softmax_precision=1), False),
+    *(
+        Edge(f"{operator} by an input in floating point", cast_to_shape(operator, *more), False)
+        for operator, more in (
+            *(("Reshape", ()), ("Expand", ()), ("Tile", ()), ("ConstantOfShape", ()), ("Split", ())),
+            ("Slice", ("ends",)),
+        )
+    ),
+    Edge("five in three parts", split(5, 3), True),
+    Edge("five in four parts", split(5, 4), False),
+    Edge("a norm of squares", one("LpNormalization", "x", p=2), True),
+    Edge("a norm of cubes", one("LpNormalization", "x", p=3), False),
+    *(
+        Edge(f"{operator} in {T.DataType.Name(kind)}", one(operator, "x", dtype=kind, y=("y", kind, None)), ok)
+        for operator in ("RandomNormalLike", "RandomUniformLike")
+        for kind, ok in ((T.FLOAT16, True), (T.BFLOAT16, False))
+    ),
+    Edge("a recurrent layer", recurrent(), True),
+    Edge("a recurrent layer with one gate", recurrent(input_forget=1), False),
+    Edge("a batch's norm", normalized(), True),
+    Edge("a batch's norm in training", normalized(training_mode=1), False),
+    Edge(
+        "two axes resized by constants",
+        resized(constants=[make_tensor("s", T.FLOAT, [2], [2.0, 2.0])]),
+        True,
+        shapes={"x": ((1, 1, 4, 4),) * 3},
+    ),
+    Edge(
+        "two axes resized by what is computed",
+        resized(make_node("Shape", ["x"], ["n"], start=2), make_node("Cast", ["n"], ["s"], to=T.FLOAT)),
+        False,
+        shapes={"x": ((1, 1, 4, 4),) * 3},
+    ),
+    Edge(
+        "resized against the edges",
+        one(
+            "Resize",
+            "x",
+            "",
+            "s",
+            x=IMAGE,
+            antialias=1,
+            mode="linear",
+            constants=[make_tensor("s", T.FLOAT, [4], [1.0, 1.0, 0.5, 0.5])],
+        ),
+        False,
+    ),
+    Edge("the largest of four", one("MaxPool", "x", x=IMAGE, kernel_shape=[2, 2]), True),
+    Edge("the largest of four, apart", one("MaxPool", "x", x=IMAGE, kernel_shape=[2, 2], dilations=[2, 2]), False),
+    Edge(
+        "squeezed along a constant", one("Squeeze", "x", "a", x=("x", T.FLOAT, [1, 6]), constants=[whole("a", 0)]), True
+    ),
+    Edge(
+        "squeezed along an input", one("Squeeze", "x", "a", x=("x", T.FLOAT, [1, 6]), more=[("a", T.INT64, [1])]), False
     ),
     Edge(
         "no rows, some or many",

@@ -103,7 +103,6 @@ _NUMBERS = frozenset(["float32", "float16", "bfloat16", "int32", "int64"])
 INPUT_TYPES: dict[str, dict[int, frozenset[str]]] = {
     "LSTM": {7: frozenset({"float32"})},
     "OneHot": {0: _NUMBERS | {"int8"}, 1: _NUMBERS},
-    "Pow": {1: _NUMBERS | {"int8", "uint8"}},
 }
 # Constants of quantized codes that are taken where they are not dequantized: types and numbers of inputs.
 CODE_CONSTANTS: dict[str, frozenset[tuple[str, int]]] = {

@@ -148,6 +148,8 @@ def _constants(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[s
 
 def _shapes(node: onnx.NodeProto, scope: Scope) -> Iterator[str]:
     """Shapes come from shapes, constants and whole numbers."""
+    if node.op_type == "Loop" and len(node.output) <= len(node.input) - 2:
+        return  # No output grows with the number of iterations.
     for number in _SHAPE_INPUTS.get(node.op_type, ()):
         if number < len(node.input) and node.input[number] and scope.from_floating_input(node.input[number]):
             yield f"its input {number}, a shape, is computed from an input of the graph in floating point"

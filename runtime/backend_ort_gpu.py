@@ -25,7 +25,7 @@ _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PLACE = "cuda"
 # Engines are built for videos of the bundle's frames and this many rows of text, as `prunevid build` does by default.
 _TEXT = 1024
-# The sizes of the other graphs depend on data: they would be cut into pieces whose inputs have no known ranges.
+# The provider wants the ranges of all sizes of a graph; those of the others are worked out by `prunevid build` alone.
 _WHOLE_IN_TENSORRT = ("llm_pre", "llm_post")
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from ctypes.util import find_library
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import onnxruntime
 import pytest
@@ -405,12 +407,6 @@ def test_a_bundle_quantized_for_cpus_is_refused_on_a_gpu(bundles: Bundles, monke
         choose_backend("ort-cuda", replace(bundle, manifest=quantized))
 
 
-def skip_without_gpu() -> None:
-    """Nothing else is a reason to skip: what fails on a GPU is a failure."""
-    if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")):
-        pytest.skip("no NVIDIA GPU")
-
-
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt"])
 def test_an_onnx_runtime_without_gpus_says_which_one_is_wanted(bundles: Bundles, name: str) -> None:
     provider = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": TENSORRT}[name]
@@ -441,10 +437,12 @@ def test_threads_are_bounded(bundles: Bundles, threads: int) -> None:
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt"])
 def test_onnx_runtime_on_a_gpu_answers_as_on_the_cpu(bundles: Bundles, on_cpu: OnCpu, name: str) -> None:
     bundle = bundles("portable")
-    skip_without_gpu()
+    needs.gpu()
     provider = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": TENSORRT}[name]
     if provider not in onnxruntime.get_available_providers():
-        pytest.skip(f"this ONNX Runtime has no {provider}")
+        pytest.skip("onnxruntime-gpu is not installed")
+    if name == "ort-tensorrt" and not find_library("nvinfer"):
+        needs.package("tensorrt")
     backend = choose_backend(name, bundle)
     assert_same(record(bundle, backend), on_cpu("portable", 512), apart=1e-2)
 
@@ -455,10 +453,32 @@ def test_engines_on_a_gpu_answer_as_onnx_runtime_on_the_cpu(
 ) -> None:
     from prunevid.export.engine.builder import build
 
-    skip_without_gpu()
+    needs.gpu()
     for package in ("tensorrt", "polygraphy", "cuda.bindings"):
-        pytest.importorskip(package)
+        needs.package(package)
     shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
     bundle = build(tmp_path / "bundle", frames=8)
     backend = choose_backend("tensorrt", bundle)
     assert_same(record(bundle, backend), on_cpu("portable", 512), apart=1e-2)
+
+
+@pytest.mark.tensorrt
+def test_engines_of_tensorrt_rtx_answer_on_a_gpu_as_onnx_runtime_on_the_cpu(
+    tiny_bundle: Callable[[str, str], Path], on_cpu: OnCpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunevid.export.engine.builder import build
+    from prunevid.export.engine.jobs import BuildSettings
+    from prunevid.export.engine.rtx_worker import known_capabilities
+
+    needs.gpu()
+    trt = needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
+    needs.package("cuda.bindings", "cuda-python")
+    name, capability = Cuda().gpu()
+    if capability not in known_capabilities(trt):
+        pytest.skip(f"no GPU that TensorRT-RTX builds for: {name} has compute capability {capability}")
+    # Kernels are compiled, and kept for the second run, in a home of the test's own.
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
+    bundle = build(tmp_path / "bundle", device="rtx", frames=8, settings=BuildSettings(capabilities=(capability,)))
+    for _ in range(2):
+        assert_same(record(bundle, choose_backend("tensorrt-rtx", bundle)), on_cpu("portable", 512), apart=1e-2)

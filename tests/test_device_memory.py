@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 from fake_cuda import Error, FakeCuda
@@ -236,7 +237,7 @@ def test_a_machine_without_a_gpu_is_told_so(error: str, driver: int, sentence: s
 
 
 def test_the_real_cuda_python_without_a_gpu_is_one_sentence() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
+    runtime = needs.package("cuda.bindings.runtime", "cuda-python")
     if not int(runtime.cudaGetDeviceCount()[0]):
         pytest.skip("there is a GPU here")
     with pytest.raises(PruneVidError, match=r"there is no NVIDIA (GPU|driver) here .*--backend ort-cpu"):
@@ -250,7 +251,7 @@ def test_without_cuda_python_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_every_function_that_is_called_is_one_of_cuda_python() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
+    runtime = needs.package("cuda.bindings.runtime", "cuda-python")
     used = [name for name in dir(FakeCuda) if name.startswith("cuda")]
     assert len(used) > 25
     assert [name for name in used if not hasattr(runtime, name)] == []

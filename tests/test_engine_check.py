@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import onnx
 import pytest
@@ -21,7 +22,7 @@ from prunevid.export.engine.jobs import BuiltEngine, EngineJob
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.export.engine.rewriting import for_parser
 
-pytest.importorskip("polygraphy", reason="polygraphy is not installed")
+needs.package("polygraphy")
 
 SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("video_start",)}
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import needs
 import pytest
 import tensorrt_on_cpu
 
@@ -22,7 +23,7 @@ from prunevid.export.engine.jobs import BuildSettings, EngineJob
 from prunevid.export.engine.profiles import limits_of, profiles_of
 from prunevid.export.engine.toolkit import Toolkit
 
-pytest.importorskip("polygraphy", reason="polygraphy is not installed")
+needs.package("polygraphy")
 if reason := tensorrt_on_cpu.missing():
     pytest.skip(reason, allow_module_level=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import needs
 import onnx
 import pytest
 from models import TINY, build_model
@@ -317,7 +318,7 @@ def test_engines_are_for_whom_their_builders_build() -> None:
 
 
 def test_capabilities_of_tensorrt_rtx_are_those_that_the_build_offers() -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no wheel for this platform")
+    trt = needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
     assert rtx_capabilities((), tuple(known_capabilities(trt)), trt.__version__, "fp16") == RTX_CAPABILITIES
 
 

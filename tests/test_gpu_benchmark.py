@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from triton_interpreter import Call, interpreter
 
 from prunevid import PruneConfig, merge_tokens
 
-pytest.importorskip("triton")
+needs.package("triton")
 
 CPU = torch.device("cpu")
 PREFIX, SUFFIX = [1, 2, 3], [7, 8, 9, 10, 11]

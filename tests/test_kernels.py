@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
+import needs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,7 +20,7 @@ from triton_interpreter import run as run_on
 from prunevid import reference
 from prunevid.errors import InvalidValueError, PruneVidError
 
-pytest.importorskip("triton")
+needs.package("triton")
 
 Array = npt.NDArray[Any]
 # run(operator, arrays, keyword arguments) -> result
@@ -35,9 +36,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         with interpreter() as call:
             yield lambda *arguments, **options: np.asarray(call(run_on, "cpu", *arguments, **options))
         return
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU")
+    needs.torch_on_gpu()
     yield lambda *arguments, **options: run_on("cuda", *arguments, **options)
 
 
@@ -50,7 +49,7 @@ def prove(examples: int) -> settings:
 
 def rounded(values: Array, element: str) -> Array:
     """The float32 values that are left of these in an element type."""
-    torch = pytest.importorskip("torch")
+    torch = needs.package("torch")
     return np.asarray(torch.from_numpy(values).to(getattr(torch, element)).to(torch.float32))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import needs
 import numpy as np
 import onnx
 import plugin_builder
@@ -38,7 +39,7 @@ def tensorrt() -> Iterator[Callable[..., Any]]:
     """Calls a function of `plugin_builder` in a process of its own, where the plugins are registered with TensorRT."""
     if reason := tensorrt_on_cpu.missing():
         pytest.skip(reason)
-    pytest.importorskip("triton")
+    needs.package("triton")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=plugin_builder.start, initargs=(CAPABILITY,)) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()

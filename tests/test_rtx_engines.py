@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import needs
 import onnx
 import pytest
 
@@ -31,8 +32,8 @@ from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.rtx import RtxToolkit
 from prunevid.export.engine.targets import RTX
 
-pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed", exc_type=ImportError)
-pytest.importorskip("torch", reason="torch is not installed")
+needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
+needs.package("torch")
 
 PRECISIONS = ("fp32", "fp16", "int8-qdq", "int4-awq", "fp8-qdq")
 FOR = dict.fromkeys(PRECISIONS, ("8.6", "8.9", "12.0")) | {"fp8-qdq": ("8.9", "12.0")}

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import onnx
 import pytest
@@ -28,7 +29,7 @@ from prunevid.export.engine.profiles import Profile, Range, limits_of, profiles_
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.rtx import RtxToolkit
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed", exc_type=ImportError)
+trt = needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 
 FOR_ADA = BuildSettings(capabilities=("8.9",))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import fake_tensorrt
 import fake_tensorrt_rtx
+import needs
 import pytest
 import tensorrt_on_cpu
 
@@ -38,7 +39,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def named(name: str) -> Any:
         if name == RTX:
-            return pytest.importorskip(RTX, reason="tensorrt-rtx-cu13 is not installed", exc_type=ImportError)
+            return needs.package(RTX, "tensorrt-rtx-cu13")
         if reason := tensorrt_on_cpu.missing():
             pytest.skip(reason)
         tensorrt_on_cpu.import_tensorrt(tmp_path_factory.mktemp("tensorrt"))

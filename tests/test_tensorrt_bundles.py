@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+import needs
 import onnx
 import pytest
 from rtx_parser import Judge, Question, judge
@@ -15,7 +16,7 @@ from prunevid.export.engine.profiles import limits_of, profiles_of, ranges_of
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.tensorrt_lint import RELEASES, unsupported
 
-pytest.importorskip("torch")
+needs.package("torch")
 
 RTX = "rtx-1.7.1.116"
 PRECISIONS = ("fp32", "fp16", "int8-qdq", "int4-awq", "fp8-qdq")
@@ -23,7 +24,7 @@ PRECISIONS = ("fp32", "fp16", "int8-qdq", "int4-awq", "fp8-qdq")
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Judge]:
-    pytest.importorskip("tensorrt_rtx")
+    needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
     with judge() as found:
         yield found
 

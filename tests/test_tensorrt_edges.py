@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import needs
 import numpy as np
 import onnx
 import pytest
@@ -22,7 +23,7 @@ from rtx_parser import Judge, Question, judge
 
 from prunevid.export.tensorrt_lint import unsupported
 
-pytest.importorskip("tensorrt_rtx")
+needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 
 RTX = "rtx-1.7.1.116"
 Value = tuple[str, int, Sequence[int | str] | None]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from onnx_node_cases import Case, node_cases
@@ -14,7 +15,7 @@ from rtx_parser import Judge, Question, judge
 from prunevid.export.lint import rtx
 from prunevid.export.tensorrt_lint import unsupported
 
-pytest.importorskip("tensorrt_rtx")
+needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 
 RTX = "rtx-1.7.1.116"
 # Every such graph that the lint takes is built; it costs 30 ms.

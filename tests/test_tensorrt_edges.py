@@ -334,6 +334,20 @@ EDGES = [
         for operator in ("RandomNormalLike", "RandomUniformLike")
         for kind, ok in ((T.FLOAT16, True), (T.BFLOAT16, False))
     ),
+    *(
+        Edge(
+            f"{indices} indices for 4 places",
+            model_of(
+                graph_of(
+                    [make_node("ScatterElements", ["x", "i", "u"], ["y"])],
+                    [("x", T.FLOAT, [4]), ("i", T.INT64, [indices]), ("u", T.FLOAT, [indices])],
+                    [Y],
+                )
+            ),
+            indices <= 4,
+        )
+        for indices in (3, 4, 5)
+    ),
     Edge("a recurrent layer", recurrent(), True),
     Edge("a recurrent layer with one gate", recurrent(input_forget=1), False),
     Edge("a batch's norm", normalized(), True),

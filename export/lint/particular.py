@@ -133,6 +133,14 @@ def _resize(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]
         yield "its axes must be all of them where its scales are no constant"
 
 
+def _scatter(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
+    """Along no axis more indices than places, at the largest sizes too: TensorRT-RTX compiles for all."""
+    places, indices = (scope.dims.get(name, []) for name in _inputs(node, 2))
+    for axis, (place, index) in enumerate(zip(places, indices, strict=False)):
+        if place is not None and index is not None and index > place:
+            yield f"has {index} indices for {place} places along axis {axis}"
+
+
 def _tensor_scatter(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
     if len(scope.dims.get(node.input[0], range(4))) != 4:
         yield "takes a cache of four dimensions"
@@ -200,6 +208,8 @@ RULES: dict[str, Callable[[onnx.NodeProto, Scope, Parser], Iterator[str]]] = {
     "Mod": _modulo,
     "QuantizeLinear": _quantization,
     "Resize": _resize,
+    "Scatter": _scatter,
+    "ScatterElements": _scatter,
     "Slice": _slice,
     "Split": _split,
     "TensorScatter": _tensor_scatter,

@@ -35,6 +35,7 @@ from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.kernel_store import KernelStore
 from prunevid.runtime.pipeline import Pipeline
 
+CLIP = Path(__file__).parents[1] / "runtime" / "demo" / "clip.mp4"
 GRAPHS = {"vision_merge", "merge", "llm_pre", "select", "llm_post"}
 
 
@@ -317,3 +318,47 @@ def test_several_processes_may_keep_kernels_at_once(home: Path) -> None:
 def test_the_folder_is_the_users_alone(bundle: Bundle, home: Path) -> None:
     start(bundle)
     assert (home / ".cache" / "prunevid" / "tensorrt-rtx").stat().st_mode & 0o077 == 0
+
+
+# --- TensorRT-RTX itself, and the command ------------------------------------------------------------------
+
+REAL_RUNTIME = """
+import sys
+from pathlib import Path
+from fake_cuda import FakeCuda
+import tensorrt_rtx
+from prunevid import PruneVidError
+from prunevid.bundle import open_bundle
+from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.cuda import Cuda
+bundle = open_bundle(Path(sys.argv[1]))
+backend = open_rtx_backend(bundle, cuda=Cuda(FakeCuda()), trt=tensorrt_rtx)
+try:
+    backend.load(bundle, "merge")
+except PruneVidError as error:
+    print(error)
+"""
+
+
+def test_what_tensorrt_rtx_itself_does_not_load_is_told_in_its_words(bundle: Bundle, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed", exc_type=ImportError)
+    other = add_rtx_engines(shutil.copytree(bundle.path, tmp_path / "other"), frames=8, release=trt.__version__)
+    # In a process of its own: it is native code, here without its driver. The engine is a stand-in's.
+    command = [sys.executable, "-c", REAL_RUNTIME, str(other.path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"TensorRT-RTX {trt.__version__} cannot load {other.path / 'merge.rtx.engine'}: ")
+    assert "it gives no reason" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "profile"])
+def test_a_bundle_without_such_engines_is_one_sentence(tiny_bundle: Callable[[str, str], Path], command: str) -> None:
+    bundle = tiny_bundle("qwen2", "portable")
+    arguments = [command, str(bundle), "--video", str(CLIP), "--question", "Why?", "--backend", "tensorrt-rtx"]
+    line = [sys.executable, "-m", "prunevid.cli", *arguments]
+    done = subprocess.run(line, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"prunevid {command}: error: {bundle} has no TensorRT-RTX engines: build them on any machine with "
+        f"`prunevid build --device rtx {bundle}`\n"
+    )

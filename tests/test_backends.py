@@ -464,7 +464,7 @@ def test_engines_on_a_gpu_answer_as_onnx_runtime_on_the_cpu(
 
 @pytest.mark.tensorrt
 def test_engines_of_tensorrt_rtx_answer_on_a_gpu_as_onnx_runtime_on_the_cpu(
-    tiny_bundle: Callable[[str, str], Path], on_cpu: OnCpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Callable[[str, str], Path], on_cpu: OnCpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from prunevid.export.engine.builder import build
     from prunevid.export.engine.jobs import BuildSettings
@@ -476,9 +476,10 @@ def test_engines_of_tensorrt_rtx_answer_on_a_gpu_as_onnx_runtime_on_the_cpu(
     name, capability = Cuda().gpu()
     if capability not in known_capabilities(trt):
         pytest.skip(f"no GPU that TensorRT-RTX builds for: {name} has compute capability {capability}")
-    # Kernels are compiled, and kept for the second run, in a home of the test's own.
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
     bundle = build(tmp_path / "bundle", device="rtx", frames=8, settings=BuildSettings(capabilities=(capability,)))
-    for _ in range(2):
+    for start in ("first", "second"):
+        caplog.clear()
         assert_same(record(bundle, choose_backend("tensorrt-rtx", bundle)), on_cpu("portable", 512), apart=1e-2)
+        # Kernels are compiled once, and then found in a home of the test's own.
+        assert ("TensorRT-RTX compiles kernels" in caplog.text) == (start == "first")

@@ -238,6 +238,7 @@ def test_without_proc_there_is_no_memory_and_no_failure(tmp_path: Path) -> None:
     [
         ("1204, 81559, 37, 128.45\n", (1204 * 2**20, 0.37, 128.45), 81559 * 2**20),
         ("1204, 8192, [N/A], [N/A]\n", (1204 * 2**20, None, None), 8192 * 2**20),
+        ("[N/A], [N/A], 96, 41.27\n", (None, 0.96, 41.27), None),
         ("No devices were found\n", (None, None, None), None),
         ("", (None, None, None), None),
     ],
@@ -267,3 +268,18 @@ def test_a_card_is_looked_at_only_where_the_backend_runs_on_it(tmp_path: Path, m
         sensors.close()
     program.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
     assert find_sensors("tensorrt") is None
+
+
+def test_a_gpu_that_shares_the_memory_of_the_machine_is_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '[N/A], [N/A], 96, 41.27'\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    sensors = find_sensors("tensorrt-rtx")
+    assert sensors is not None
+    try:
+        assert (sensors.read().gpu_load, sensors.read().power_w) == (0.96, 41.27)
+        assert sensors.read().memory_bytes is sensors.memory_total_bytes is None
+        assert list(sensors.notes) == ["This card shows no memory in nvidia-smi."]
+    finally:
+        sensors.close()

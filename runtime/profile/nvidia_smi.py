@@ -30,7 +30,9 @@ def find_nvidia_card() -> NvidiaCard | None:
     follower = Follower.start("nvidia-smi", *options)
     if follower is None:
         return None
-    if parse_nvidia_smi(follower.latest)[1] is None:
+    # Where CPU and GPU share the memory, as in DGX Spark's GB10, nvidia-smi shows none of it.
+    reading, memory = parse_nvidia_smi(follower.latest)
+    if memory is None and reading.gpu_load is None and reading.power_w is None:
         follower.close()
         return None
     return NvidiaCard(follower)
@@ -42,7 +44,7 @@ class NvidiaCard:
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
         first, self.memory_total_bytes = parse_nvidia_smi(follower.latest)
-        sensors = (("GPU load", first.gpu_load), ("power", first.power_w))
+        sensors = (("memory", first.memory_bytes), ("GPU load", first.gpu_load), ("power", first.power_w))
         self.notes = [f"This card shows no {name} in nvidia-smi." for name, value in sensors if value is None]
 
     def read(self) -> Reading:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 __all__ = ["PACKAGES", "describe", "has_exact_int8", "jetson_model", "peak_rss", "reset_peak_rss"]
 
-PACKAGES = ("prunevid", "onnxruntime", "numpy", "av")
-"""What decides how fast the runtime is."""
+PACKAGES = ("prunevid", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy", "av")
+"""What decides how fast the runtime is, on one backend or another."""
 
 # Jetson Linux's major release to JetPack's (https://developer.nvidia.com/embedded/jetpack-archive).
 _JETPACK = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from conformance import FRAMES, QUESTIONS, SAMPLING, assert_same, record
 from fake_cuda import FakeCuda
@@ -341,7 +342,7 @@ except PruneVidError as error:
 
 
 def test_what_tensorrt_rtx_itself_does_not_load_is_told_in_its_words(bundle: Bundle, tmp_path: Path) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed", exc_type=ImportError)
+    trt = needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
     other = add_rtx_engines(shutil.copytree(bundle.path, tmp_path / "other"), frames=8, release=trt.__version__)
     # In a process of its own: it is native code, here without its driver. The engine is a stand-in's.
     command = [sys.executable, "-c", REAL_RUNTIME, str(other.path)]

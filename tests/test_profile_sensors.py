@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,13 @@ def test_a_jetson_says_what_it_is(tmp_path: Path, release: str, expected: str) -
     assert machine["jetson"] == "NVIDIA Jetson AGX Orin Developer Kit"
     assert machine["jetson linux"] == expected
     assert "onnxruntime" in machine["packages"]
+
+
+def test_a_machine_names_the_release_of_every_backend_that_is_installed() -> None:
+    found, named = describe()["packages"], (each.metadata["Name"] for each in metadata.distributions())
+    installed = {name.replace("_", "-") for name in named}
+    for package in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13"):
+        assert (f"{package} " in found) == (package in installed)
 
 
 def test_the_thread_sees_memory_grow_and_sensors_change(tmp_path: Path) -> None:

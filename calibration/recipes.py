@@ -64,7 +64,7 @@ RECIPES = {
             "fp8-qdq",
             "fp8",
             {"portable": dict.fromkeys(_ALL, "fp8-qdq")},
-            "8-bit floating-point weights and activations, smoothed, for TensorRT on Ada, Hopper and Thor",
+            "8-bit floating-point weights and activations, smoothed, for TensorRT on Ada and newer",
             simulated={"fp32": "fp8", "fp16": "fp8"},
         ),
     )

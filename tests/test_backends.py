@@ -468,13 +468,13 @@ def test_engines_of_tensorrt_rtx_answer_on_a_gpu_as_onnx_runtime_on_the_cpu(
 ) -> None:
     from prunevid.export.engine.builder import build
     from prunevid.export.engine.jobs import BuildSettings
-    from prunevid.export.engine.rtx_worker import known_capabilities
+    from prunevid.runtime.fit.device import RTX_CAPABILITIES
 
     needs.gpu()
-    trt = needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
+    needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
     needs.package("cuda.bindings", "cuda-python")
     name, capability = Cuda().gpu()
-    if capability not in known_capabilities(trt):
+    if capability not in RTX_CAPABILITIES:
         pytest.skip(f"no GPU that TensorRT-RTX builds for: {name} has compute capability {capability}")
     shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
     bundle = build(tmp_path / "bundle", device="rtx", frames=8, settings=BuildSettings(capabilities=(capability,)))

@@ -72,7 +72,7 @@ class Budget:
             return f"DOES NOT FIT: {subject}"
         if set(fitting) & set(EXPORTED):
             return f"FITS: {subject}, in {', '.join(fitting)}"
-        return f"FITS ONLY QUANTIZED: {subject}, in {', '.join(fitting)}, which this release does not export"
+        return f"FITS ONLY QUANTIZED: {subject}, in {', '.join(fitting)}, which `prunevid calibrate` makes"
 
     @property
     def details(self) -> list[str]:

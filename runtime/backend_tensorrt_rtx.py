@@ -53,6 +53,8 @@ class TensorRtRtx:
     def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
         """See :class:`prunevid.runtime.backend_tensorrt.Product`; compiles what is not kept."""
         trt, config = tools.trt, engine.create_runtime_config()
+        if config is None:
+            return Prepared([None] * profiles)
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         strategies, graphs = trt.DynamicShapesKernelSpecializationStrategy, trt.CudaGraphStrategy
         alike = graph not in _NEVER_ALIKE
@@ -88,14 +90,14 @@ class _Kernels:
     def __init__(self, config: Any, store: KernelStore, key: Mapping[str, str]) -> None:
         self._config, self._store, self._key = config, store, key
         self._cache = config.create_runtime_cache()
-        content = store.read(key)
+        content = None if self._cache is None else store.read(key)
         if content is not None and not self._cache.deserialize(content):
             # Of another environment than the key tells, such as a newer driver: TensorRT-RTX checks that itself.
             store.discard(key)
             content = None
         self.is_new = content is None
         self._last = _digest(content or b"")
-        self._is_used = config.set_runtime_cache(self._cache)
+        self._is_used = self._cache is not None and config.set_runtime_cache(self._cache)
         if not self._is_used:
             store.tell("TensorRT-RTX takes no cache for them")
 

@@ -24,9 +24,12 @@ from fake_tensorrt_rtx import (
     CudaGraphStrategy,
     DynamicShapesKernelSpecializationStrategy,
     FakeTensorRtRtx,
+    RtxEngine,
+    RuntimeConfig,
     add_rtx_engines,
 )
 
+from prunevid import PruneVidError
 from prunevid.bundle import Bundle
 from prunevid.runtime import kernel_store
 from prunevid.runtime.backend_ort import OrtCpuBackend
@@ -319,6 +322,25 @@ def test_several_processes_may_keep_kernels_at_once(home: Path) -> None:
 def test_the_folder_is_the_users_alone(bundle: Bundle, home: Path) -> None:
     start(bundle)
     assert (home / ".cache" / "prunevid" / "tensorrt-rtx").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("failing", ["create_runtime_cache", "set_runtime_cache"])
+def test_without_a_cache_of_tensorrt_rtx_it_runs_all_the_same(
+    bundle: Bundle, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    monkeypatch.setattr(RuntimeConfig, failing, lambda *arguments: None)
+    chain, trt, _ = start(bundle)
+    # Once for each context: nothing is shared.
+    assert len(trt.compiled) == len(GRAPHS) + 1
+    assert Pipeline(bundle, chain).open(FRAMES).ask(QUESTIONS[0], SAMPLING).text
+    assert kept(home) == {}
+    assert any("not kept for the next start: TensorRT-RTX takes no cache for them" in each for each in caplog.messages)
+
+
+def test_an_engine_that_cannot_be_prepared_is_one_sentence(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RtxEngine, "create_runtime_config", lambda engine: None)
+    with pytest.raises(PruneVidError, match=r"^TensorRT-RTX cannot prepare the engine of vision_merge\.onnx: it gives"):
+        start(bundle)
 
 
 # --- TensorRT-RTX itself, and the command ------------------------------------------------------------------

@@ -48,6 +48,7 @@ class ParameterCounts:
         decoder_rest: its norms and biases.
         embeddings: the table of tokens, and the image_newline vector.
         head: the output matrix; 0 where it is the table of tokens.
+        output: the output matrix, whether it is the table or not; none of these parameters is counted here.
     """
 
     vision_matrices: int
@@ -56,6 +57,7 @@ class ParameterCounts:
     decoder_rest: int
     embeddings: int
     head: int
+    output: int
 
     @property
     def total(self) -> int:
@@ -96,6 +98,7 @@ def parameter_counts(model: ModelShape) -> ParameterCounts:
         decoder_rest=decoder.layers * layer_rest + width,
         embeddings=(decoder.vocab_size + 1) * width,
         head=0 if model.tied else decoder.vocab_size * width,
+        output=decoder.vocab_size * width,
     )
 
 

@@ -42,7 +42,7 @@ from prunevid.runtime.fit.device import RTX_CAPABILITIES
 from prunevid.runtime.fit.devices import DEVICES, Device, device_named
 from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, Workload, estimate, workload
 from prunevid.runtime.fit.measure import QUESTION, synthetic_video
-from prunevid.runtime.fit.precision import EXPORTED, PRECISIONS, precisions_of
+from prunevid.runtime.fit.precision import EXPORTED, PRECISIONS, Precision, precisions_of
 
 ORIN, PI = DEVICES["agx-orin-64gb"], DEVICES["raspberry-pi-5-8gb"]
 PUBLISHED = Shares(0.425, 0.17)
@@ -153,11 +153,30 @@ def test_quantization_shrinks_what_it_is_said_to() -> None:
     parameters = parameter_counts(MODELS["llava-ov"])
     fp32, fp16, int8, int4 = (PRECISIONS[name].weight_bytes(parameters, ORIN) for name in PRECISIONS)
     assert fp32 == 2 * fp16 == 4 * parameters.total
-    assert fp16 - int8 == parameters.vision_matrices + parameters.decoder_matrices
+    assert fp16 - int8 == parameters.vision_matrices + parameters.decoder_matrices + parameters.head
     # Four bits and a 16-bit scale per 128 weights.
-    assert fp16 - int4 == pytest.approx(parameters.decoder_matrices * (2 - 0.5 - 2 / 128), abs=2)
+    language = parameters.decoder_matrices + parameters.head
+    assert fp16 - int4 == pytest.approx(parameters.vision_matrices + language * (2 - 0.5 - 2 / 128), abs=2)
     # A device without float16 keeps the rest in float32.
     assert PRECISIONS["int8"].weight_bytes(parameters, PI) > int8
+    # A tied output matrix is the table, until it is quantized: then it stands beside it.
+    tied = parameter_counts(MODELS["llava-ov-0.5b"])
+    assert tied.head == 0
+    saved = tied.vision_matrices + tied.decoder_matrices - tied.output
+    assert PRECISIONS["fp16"].weight_bytes(tied, ORIN) - PRECISIONS["int8"].weight_bytes(tied, ORIN) == saved
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("int8-qdq", "int8"), ("int4-awq", "int4")])
+def test_quantized_weights_are_as_large_as_the_recipes_bundles(recipe: str, precision: str) -> None:
+    """Bundles of LLaVA-OneVision-7B's shape that `benchmarks/quantize_memory.py` made."""
+    file = Path(__file__).parents[1] / "benchmarks" / "results" / "quantize-memory.json"
+    (run,) = (
+        run
+        for run in json.loads(file.read_text())["runs"]
+        if (run["model"], run["dialect"], run["precision"], run["recipe"]) == ("llava-ov", "portable", "fp16", recipe)
+    )
+    made = PRECISIONS[precision].weight_bytes(parameter_counts(MODELS["llava-ov"]), ORIN)
+    assert made == pytest.approx(run["quantized bytes"], rel=0.005)
 
 
 def test_what_is_exported_is_what_the_exporter_offers() -> None:
@@ -361,9 +380,9 @@ def test_precisions_are_those_that_a_device_computes_in() -> None:
     assert [p.name for p in precisions_of(PI)] == ["fp32", "int8", "int4"]
     assert [p.name for p in precisions_of(replace(PI, is_measured=True))] == ["fp32"]
     int8, int4 = PRECISIONS["int8"], PRECISIONS["int4"]
-    assert int8.linear_rate(ORIN) == ORIN.int8
-    assert int4.linear_rate(ORIN) == int8.wide_rate(ORIN) == ORIN.fp16
-    assert int8.linear_rate(PI) == int4.wide_rate(PI) == PI.fp32
+    assert int8.decoder_rate(ORIN) == int8.vision_rate(ORIN) == int4.vision_rate(ORIN) == ORIN.int8
+    assert int4.decoder_rate(ORIN) == int8.wide_rate(ORIN) == ORIN.fp16
+    assert int8.decoder_rate(PI) == int8.vision_rate(PI) == int4.wide_rate(PI) == PI.fp32
     assert (int4.value_bytes(ORIN), int4.value_bytes(PI), PRECISIONS["fp32"].value_bytes(ORIN)) == (2, 4, 4)
 
 
@@ -468,7 +487,7 @@ def test_what_nvidia_measured_is_within_a_third(
     device: str, vision_ms: float, prefill_ms: float | None, tokens_per_s: float
 ) -> None:
     work = Workload(QWEN3_8B, 11, 1, TokenCounts(265, 265, 265, 10, 17))
-    made = estimate(work, PRECISIONS["int4"], DEVICES[device])
+    made = estimate(work, Precision("int4", None, decoder_bits=4, scale_every=128), DEVICES[device])
     assert 1000 * made.stages_s["vision"] == pytest.approx(vision_ms, rel=0.33)
     assert 1 / made.decode_s == pytest.approx(tokens_per_s, rel=0.33)
     if prefill_ms is not None:

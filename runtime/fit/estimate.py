@@ -191,14 +191,17 @@ class _Roofline:
         self.precision, self.device = precision, device
         self.value_bytes = precision.value_bytes(device)
         self.cache_bytes = model.cache_bytes or self.value_bytes
-        self._linear = precision.linear_rate(device) * device.compute_efficiency
+        self._vision = precision.vision_rate(device) * device.compute_efficiency
+        self._linear = precision.decoder_rate(device) * device.compute_efficiency
         self._wide = precision.wide_rate(device) * device.compute_efficiency
         self._fp32 = device.fp32 * device.compute_efficiency
         self._bandwidth = device.bandwidth * device.bandwidth_efficiency
 
-    def seconds(self, moved: float, *, linear: float = 0, wide: float = 0, fp32: float = 0) -> float:
-        """The longer of moving so many bytes, and of these FLOPs in linear layers, in attention and in float32."""
-        return max(linear / self._linear + wide / self._wide + fp32 / self._fp32, moved / self._bandwidth)
+    def seconds(self, moved: float, *, vision: float = 0, linear: float = 0, wide: float = 0, fp32: float = 0) -> float:
+        """The longer of moving so many bytes, and of these FLOPs: in linear layers of the tower and of the language
+        model, in attention, and in float32."""
+        computed = vision / self._vision + linear / self._linear + wide / self._wide + fp32 / self._fp32
+        return max(computed, moved / self._bandwidth)
 
 
 def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> dict[str, float]:
@@ -219,7 +222,7 @@ def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> di
     linear, wide = _decoder_flops(shape, counts.kept + counts.text)
     post_layers = shape.layers - pre_layers
     stages["llm_post"] = clock.seconds(
-        _blocks(counts.kept + counts.text) * post_layers * layer + _head_bytes(shape, clock),
+        _blocks(counts.kept + counts.text) * post_layers * layer + clock.precision.head_bytes(parameters, clock.device),
         linear=post_layers * linear,
         wide=post_layers * wide + lm_head_flops(shape),
     )
@@ -232,7 +235,7 @@ def _vision(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> fl
     whole = vision_flops(vision, work.frames) + projector_flops(vision, work.model.decoder, work.frames)
     batches = -(-work.frames // FRAMES_AT_ONCE)
     moved = batches * clock.precision.vision_bytes(parameters, clock.device)
-    return clock.seconds(moved, linear=whole - wide, wide=wide)
+    return clock.seconds(moved, vision=whole - wide, wide=wide)
 
 
 def _merge(work: Workload, clock: _Roofline) -> float:
@@ -255,7 +258,8 @@ def _decode(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> fl
     """The first step behind the first token; each reads all of the language model's weights and the KV cache."""
     shape, past = work.model.decoder, work.counts.kept + work.counts.text
     linear, wide = _decoder_flops(shape, 1, past)
-    weights = clock.precision.decoder_bytes(parameters, clock.device) + _head_bytes(shape, clock)
+    precision, device = clock.precision, clock.device
+    weights = precision.decoder_bytes(parameters, device) + precision.head_bytes(parameters, device)
     return clock.seconds(
         weights + read_kv_bytes(shape, work.counts, clock.cache_bytes),
         linear=shape.layers * linear,
@@ -268,11 +272,6 @@ def _decoder_flops(shape: DecoderShape, new: int, past: int = 0) -> tuple[int, i
     one_pair = 2 * 2 * shape.heads * shape.head_dim
     linear = new * (decoder_layer_flops(shape, 1) - one_pair)
     return linear, decoder_layer_flops(shape, new, past) - linear
-
-
-def _head_bytes(shape: DecoderShape, clock: _Roofline) -> int:
-    """The output matrix, which is read even where it is the embedding table."""
-    return shape.vocab_size * shape.hidden_size * clock.value_bytes
 
 
 def _blocks(rows: int) -> int:

@@ -30,6 +30,8 @@ from fake_tensorrt_rtx import FakeTensorRtRtx, add_rtx_engines
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.engines import EngineDevice
+from prunevid.export.engine.inputs import make_inputs, sizes_at
+from prunevid.export.engine.profiles import limits_of, profiles_of
 from prunevid.quantization import Quantization
 from prunevid.runtime.backend import choose_backend
 from prunevid.runtime.backend_ort import OrtCpuBackend
@@ -209,6 +211,36 @@ def test_decode_steps_that_repeat_themselves_are_launches_and_nothing_else(bundl
     gpu.calls.clear()
     list(pieces)
     assert trt.binds == gpu.calls.count("cudaMalloc") == 0
+
+
+@pytest.mark.parametrize("graph", ["vision_merge", "merge", "llm_pre", "select", "llm_post"])
+@pytest.mark.parametrize("kind", ["engines", "rtx engines"])
+def test_a_run_that_repeats_itself_is_a_launch_whatever_the_graph(bundles: Bundles, kind: str, graph: str) -> None:
+    bundle = bundles(kind)
+    backend, gpu, trt = on_fakes(bundle)
+    manifest, memory = bundle.manifest, backend.memory
+    profile = profiles_of(manifest, graph, limits_of(manifest, 8, 64))[0]
+    feeds = make_inputs(manifest, graph, sizes_at(profile, "optimum"), {})
+    session = onnxruntime.InferenceSession(bundle.file(manifest.graphs[graph].file), providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in manifest.graphs[graph].outputs]
+    loaded = backend.load(bundle, graph)
+    targets: dict[str, Any] = {}
+    for turn in range(4):
+        # What is in the arrays may differ, as long as nothing that shapes follow from does.
+        for name, array in feeds.items():
+            if array.dtype == np.float32 and array.ndim:
+                feeds[name] = array + np.float32(turn / 8)
+        expected = dict(zip(names, session.run(names, feeds), strict=True))
+        for name, array in expected.items():
+            targets.setdefault(name, memory.empty(array.shape, array.dtype))
+        if turn == 1:
+            trt.binds = 0
+        found = loaded.run(feeds, targets)
+        for name, array in expected.items():
+            np.testing.assert_allclose(memory.download(found[name]), array, atol=1e-5, err_msg=name)
+    assert trt.binds == 0
+    # TensorRT-RTX captures by itself.
+    assert (gpu.captures, gpu.launches) == ((1, 3) if kind == "engines" else (0, 0))
 
 
 @pytest.mark.parametrize("kind", ["engines", "demo engines"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import needs
 import onnx
 import pytest
 
@@ -17,7 +18,7 @@ from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.jobs import EngineJob
 
-pytest.importorskip("tensorrt_rtx")
+needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,6 @@
 """The figures of the README, docs/benchmarks.md, calibrate.md and reliability.md in one go: `python -m benchmarks`.
 
-Left out are two: `quantize_memory` wants a bundle of 32 GB, and `without_vnni` gcc and objdump.
+Left out are three: `quantize_memory` and `engines` want bundles of up to 32 GB, and `without_vnni` gcc and objdump.
 
 Each measurement runs in a process of its own, prints its table and writes its JSON to benchmarks/results/. Takes
 about an hour on two cores that do nothing else; onnxruntime-genai has to be installed beside the project.

@@ -102,12 +102,13 @@ class Builder:
 
 
 def _peak_memory() -> int | None:
-    """The most memory that this process had, in bytes; None on Windows, which does not tell it this way."""
-    if sys.platform == "win32":
+    """The most memory that this process had, in bytes; None where there is no Linux to tell."""
+    # getrusage() would also count what the process had that started this one.
+    try:
+        with open("/proc/self/status") as status:
+            return next((int(line.split()[1]) * _KIB for line in status if line.startswith("VmHWM:")), None)
+    except OSError:
         return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
 
 
 def known_capabilities(trt: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _topk(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
 def _quantization(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
     """Zero points are constants and zero; codes are of few types; int4 comes in blocks, with two weights in a byte."""
     values, scale, zero = _inputs(node, 3)
-    codes = values if node.op_type == "DequantizeLinear" else node.output[0]
+    codes = values if node.op_type == "DequantizeLinear" else next(iter(node.output), "")
     kind = scope.types.get(codes, "")
     if zero:
         point = scope.values(zero)
@@ -53,8 +53,8 @@ def _quantization(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
         yield "its scales must be above zero"
     dims, scales = scope.static(codes), scope.static(scale)
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    if dims and scales and len(scales) == 1 < len(dims) and scales[0] not in (1, dims[axis]):
-        yield f"its scales must be one, or {dims[axis]}"
+    if dims and scales and len(scales) == 1 < len(dims) and scales[0] not in (1, *dims[axis : axis + 1 or None]):
+        yield f"its {scales[0]} scales are neither one nor as many as there are along axis {axis}"
     if kind in ("int4", "float4_e2m1") and parser.int4_blocks is None and dims is not None and math.prod(dims) % 2:
         yield f"{kind} needs an even number of elements"
     if kind == "int4":

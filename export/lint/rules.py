@@ -88,7 +88,7 @@ def _schema(operator: str, opset: int) -> onnx.defs.OpSchema | None:
 def _mixed_types(node: onnx.NodeProto, scope: Scope, parser: Parser, schema: onnx.defs.OpSchema) -> Iterator[str]:
     """Inputs that ONNX wants of one type are of one: the layers want it as well, but for those that quantize."""
     found: dict[str, set[str]] = {}
-    for number, name in enumerate(node.input):
+    for number, name in enumerate(node.input if schema.inputs else ()):
         formal = schema.inputs[min(number, len(schema.inputs) - 1)]
         if name and formal.is_homogeneous and parser.type_of(scope, name):
             found.setdefault(formal.type_str, set()).add(parser.type_of(scope, name))

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from builder_stand_in import RtxStandIn
 from onnx import TensorProto, helper
 
 from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
 from prunevid.export import export, operators, tensorrt_operators
 from prunevid.export.engine import plugins
-from prunevid.export.engine.profiles import limits_of, profiles_of, ranges_of
+from prunevid.export.engine.destinations import RtxGpus
+from prunevid.export.engine.jobs import BuildSettings, EngineJob
+from prunevid.export.engine.profiles import Profile, Range, limits_of, profiles_of, ranges_of
 from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
 
 OPSET = helper.make_opsetid("", 20)
@@ -241,3 +244,46 @@ def test_group_normalization_of_opset_21_waits_for_its_release() -> None:
     for opset, release, parses in ((20, "10.3", True), (21, "10.13", False), (21, "10.14", True)):
         found = [finding.why for finding in unsupported(make_model([node], FLOATS, ["y"], opset=opset), release)]
         assert ("changed in opset 21, which is not known yet" not in found) == parses
+
+
+def test_builds_for_rtx_are_linted_under_every_profile() -> None:
+    """The real builder looks at a profile's usual sizes alone."""
+    destination = RtxGpus(RtxStandIn(), "fp32", BuildSettings())  # type: ignore[arg-type]
+    nodes = [helper.make_node("Shape", ["x"], ["k"]), helper.make_node("TopK", ["x", "k"], ["y", "i"], name="it")]
+    model = make_model(nodes, FLOATS, ["y"])
+    short, long = (Profile(f"to {most}", {"n": Range(1, 9, most)}, {}) for most in (3840, 3841))
+    destination.check(EngineJob("select", b"", Path(), (short,)), model)
+    with pytest.raises(PruneVidError, match=r"TensorRT-RTX 1\.7\.1\.116 cannot parse example: TopK at it: .* 3841"):
+        destination.check(EngineJob("select", b"", Path(), (short, long)), model)
+
+
+def test_bounds_of_what_is_computed_from_shapes_and_host_inputs() -> None:
+    """A K of min(x's length, most), but of three if there is one group."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["length"]),
+        helper.make_node("Shape", ["g"], ["groups"]),
+        helper.make_node("Equal", ["groups", "one"], ["alone"]),
+        helper.make_node("Min", ["length", "most"], ["fewer"]),
+        helper.make_node("Where", ["alone", "three", "fewer"], ["k"]),
+        helper.make_node("TopK", ["x", "k"], ["y", "i"], name="it"),
+    ]
+    int64 = TensorProto.INT64
+    inputs: dict[str, tuple[int, list[int | str]]] = {**FLOATS, "g": (int64, ["m"]), "most": (int64, [1])}
+    model = make_model(nodes, inputs, ["y"], {"one": (int64, [1]), "three": (int64, [3])})
+    for n, groups, most, largest in (
+        ((1, 9000), (2, 8), (0, 9000), 9000),
+        ((1, 5000), (2, 8), (0, 9000), 5000),
+        ((1, 9000), (1, 8), (0, 4000), 4000),
+        ((1, 9000), (2, 8), (0, 100), None),
+        ((1, 9000), (1, 1), (0, 9000), None),
+    ):
+        found = unsupported(model, "rtx-1.7", sizes={"n": n, "m": groups, "most": most})
+        assert [finding.why for finding in found] == (
+            [f"its K can be {largest}: it must be below 3841"] if largest else []
+        )
+
+
+@pytest.mark.parametrize("version", ["rtx-1.6.0", "rtx-", "rtx-ten"])
+def test_versions_of_rtx_that_are_not_known(version: str) -> None:
+    with pytest.raises(PruneVidError, match="TensorRT-RTX 1.6.0 is too old|no version"):
+        unsupported(make_model([helper.make_node("Neg", ["x"], ["y"])], FLOATS, ["y"]), version)

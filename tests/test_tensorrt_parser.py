@@ -38,7 +38,7 @@ def real() -> Iterator[Judge]:
 
 def test_node_tests_of_onnx_in_all_types(real: Judge) -> None:
     cases = list(node_cases())
-    assert len(cases) > 8000
+    assert len(cases) > 5000
     refused = [bool(unsupported(case.model, RTX)) for case in cases]
     parsed = [verdict.parser is None for verdict in real.ask([_question(case) for case in cases])]
     pairs = list(zip(cases, refused, parsed, strict=True))
@@ -46,7 +46,7 @@ def test_node_tests_of_onnx_in_all_types(real: Judge) -> None:
     # What the lint refuses and the parser takes, the builder refuses; of what both take, a part is built.
     doubted = [case for case, found, takes in pairs if found and takes and not _excepted(case)]
     agreed = [case for case, found, takes in pairs if not found and takes and not _excepted(case)][::_BUILT]
-    assert len(doubted) > 200
+    assert len(doubted) > 100
     assert len(agreed) > 100
     verdicts = [verdict.builder for verdict in real.ask([_question(case, build=True) for case in doubted + agreed])]
     assert [case.name for case, why in zip(doubted, verdicts, strict=False) if why is None] == []

@@ -25,10 +25,10 @@ from demo import world
 from prunevid.export import export
 from prunevid.export.catalog import checkpoint_of_demo
 from prunevid.runtime import SamplingConfig, VideoSession, load
-from prunevid.runtime.arrays import Array
+from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.video.preprocess import preprocess
 
 _SAMPLING = SamplingConfig(max_new_tokens=6)
 _BOOTSTRAP = 10_000

@@ -24,7 +24,7 @@ import onnxruntime as ort
 from benchmarks.machine import describe
 from benchmarks.report import save
 from prunevid.calibration.kv_int8 import Scales, put_int8_cache
-from prunevid.runtime.backend_ort import session_options
+from prunevid.runtime.backends.ort import session_options
 
 _CONTRIB = "com.microsoft"
 _ONE = "one"

@@ -72,7 +72,7 @@ class Chain:
         self.features: Any = None
 
     def vision(self) -> dict[str, Any]:
-        from prunevid.runtime.preprocess import preprocess
+        from prunevid.runtime.video.preprocess import preprocess
 
         pixels = preprocess(video(self.frames), self.pipeline.preprocessing)
         begin = perf_counter()
@@ -158,7 +158,7 @@ class Transformers:
         self.model = model.eval()
 
     def vision(self) -> dict[str, Any]:
-        from prunevid.runtime.preprocess import preprocess
+        from prunevid.runtime.video.preprocess import preprocess
 
         torch = self.torch
         pixels = preprocess(video(self.frames), self.preprocessing)

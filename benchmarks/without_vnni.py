@@ -33,7 +33,7 @@ from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.schemes import ArrayMatrix, Int8PerChannel
 from prunevid.export import export
 from prunevid.runtime import load
-from prunevid.runtime.backend_ort import ask_for_exact_int8, session_options
+from prunevid.runtime.backends.ort import ask_for_exact_int8, session_options
 from prunevid.runtime.machine import has_exact_int8
 
 RECIPES = {"fp32": "ort", "cpu-int8": "ort", "cpu-int4": "ort", "int8-qdq": "portable"}
@@ -84,7 +84,7 @@ def answers(folder: Path, questions: int, kernels: str) -> dict[str, Any]:
     samples = held_out_samples(questions)
     recipes = [recipe for recipe in RECIPES if recipe != "fp32" or kernels == KERNELS[0]]
     # What hides VNNI from ONNX Runtime does not hide it from /proc/cpuinfo.
-    with patch("prunevid.runtime.backend_ort.has_exact_int8", lambda: kernels != KERNELS[1]):
+    with patch("prunevid.runtime.backends.ort.has_exact_int8", lambda: kernels != KERNELS[1]):
         found: dict[str, Any] = {"right": {}, "products": times_of_products()}
         for recipe in recipes:
             for prune in (True, False):

@@ -14,8 +14,8 @@ from prunevid.calibration.linears import Linear, find_linears, load_graph
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.variants import VariantBackend
 from prunevid.calibration.watched import watch_input
-from prunevid.runtime.arrays import Array
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime.text.sampling import SamplingConfig
 
 _MOST_ROWS = 128
 _QUESTIONS = 4

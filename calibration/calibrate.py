@@ -38,9 +38,9 @@ from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.quantization import Quantization, QuantizedGraph
 from prunevid.runtime.pipeline import load
-from prunevid.runtime.preprocess import resizer
-from prunevid.runtime.sampling import SamplingConfig
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.video.preprocess import resizer
+from prunevid.runtime.video.sources import read_frames
 
 _BACKEND = "ort-cpu"
 

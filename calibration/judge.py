@@ -10,7 +10,7 @@ import numpy as np
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace, save_array
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.text.sampling import SamplingConfig
 
 
 @dataclass(frozen=True)

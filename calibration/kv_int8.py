@@ -24,9 +24,9 @@ from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.variants import VariantBackend
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
-from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import check_onnxruntime
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime.backends.ort import check_onnxruntime
+from prunevid.runtime.text.sampling import SamplingConfig
 
 LEAST_ONNXRUNTIME = "1.27"
 """The first release whose GroupQueryAttention takes int8 caches on the CPU (1.26 fails when it runs)."""

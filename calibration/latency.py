@@ -10,10 +10,10 @@ from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.trials import Candidate, Trials
 from prunevid.calibration.workspace import Workspace
 from prunevid.runtime.answer import Timings
-from prunevid.runtime.preprocess import preprocess, resizer
-from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.sources import read_frames
 
 ROUNDS = 6
 """Rounds of every setting, in two passes over the bundles."""

@@ -21,10 +21,10 @@ from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline, resolve_prune
-from prunevid.runtime.preprocess import preprocess, resizer
-from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.sources import read_frames
 
 # Videos and questions that every layer is measured on: its pixels stay in memory.
 _VIDEOS = 8

@@ -17,10 +17,10 @@ from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts, prefill_cost
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.pipeline import Pipeline, load
-from prunevid.runtime.preprocess import preprocess, resizer
-from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.sources import read_frames
 
 BACKEND = "ort-cpu"
 

@@ -26,7 +26,7 @@ from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.machine import describe as describe_machine
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.tuning import Tuning
 
 # What may differ between bundles of one model that were exported with different prune layers.

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from prunevid.bundle import Bundle
 from prunevid.chat import ChatPrompt
-from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph, open_session
+from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime.backends.ort import OrtCpuBackend, OrtGraph, open_session
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 
@@ -31,7 +31,7 @@ class VariantBackend(OrtCpuBackend):
         self._variant: dict[str, OrtGraph] = {}
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backend.Backend`."""
+        """See :class:`prunevid.runtime.backends.backend.Backend`."""
         if name in self._variant:
             return self._variant[name]
         if name not in self._loaded:
@@ -77,7 +77,7 @@ class _WatchedGraph(OrtGraph):
         self._watch = watch
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backend.Graph`."""
+        """See :class:`prunevid.runtime.backends.backend.Graph`."""
         computed = super().run(feeds, {**outputs, **dict.fromkeys(self._watched)})
         self._watch({name: computed.pop(name) for name in self._watched})
         return computed

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunevid.runtime.answer import Answer, Timings
     from prunevid.runtime.pipeline import Pipeline, load
-    from prunevid.runtime.sampling import SamplingConfig
     from prunevid.runtime.session import VideoSession
+    from prunevid.runtime.text.sampling import SamplingConfig
 
 __all__ = ["Answer", "Pipeline", "SamplingConfig", "Timings", "VideoSession", "load"]
 
 _HOMES = {
     "Answer": "answer",
     "Pipeline": "pipeline",
-    "SamplingConfig": "sampling",
+    "SamplingConfig": "text.sampling",
     "Timings": "answer",
     "VideoSession": "session",
     "load": "pipeline",

@@ -18,8 +18,8 @@ from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
 from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
-from prunevid.runtime.arrays import Array, Slot
-from prunevid.runtime.backend import Backend
+from prunevid.runtime.backends.arrays import Array, Slot
+from prunevid.runtime.backends.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer
 
 # What merging yields.

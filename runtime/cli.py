@@ -12,7 +12,7 @@ from prunevid.errors import PruneVidError
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.options import add_backend_options, add_frames_option
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.text.sampling import SamplingConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunevid.cost import DecoderShape
-from prunevid.runtime.arrays import Array, Memory
-from prunevid.runtime.backend import Backend
+from prunevid.runtime.backends.arrays import Array, Memory
+from prunevid.runtime.backends.backend import Backend
 
 
 class RowBuffer:

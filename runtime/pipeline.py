@@ -13,13 +13,13 @@ from prunevid.chat import ChatPrompt
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
-from prunevid.runtime.backend import choose_backend
+from prunevid.runtime.backends.backend import choose_backend
 from prunevid.runtime.chain import Chain, VideoTokens
-from prunevid.runtime.preprocess import preprocess, resizer
-from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.sources import read_frames
 
 # A path to a video file or to a folder of images, or frames uint8 [T, H, W, 3].
 Video = str | os.PathLike[str] | np.ndarray
@@ -36,7 +36,7 @@ def load(
 ) -> Pipeline:
     """Load a bundle's graphs.
 
-    backend: ``auto`` (see :func:`prunevid.runtime.backend.choose_backend`), ``ort-cpu``, ``ort-cuda``,
+    backend: ``auto`` (see :func:`prunevid.runtime.backends.backend.choose_backend`), ``ort-cpu``, ``ort-cuda``,
     ``ort-tensorrt``, ``tensorrt`` or ``tensorrt-rtx``. threads: CPU threads, by default one per core. verify: also hash
     every file of the bundle. One that is replaced meanwhile is loaded again. Raises PruneVidError where the bundle is
     damaged or the backend cannot run it.

@@ -20,11 +20,11 @@ from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
-from prunevid.runtime.arrays import Array
+from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
 from prunevid.runtime.kv_cache import KvCache
-from prunevid.runtime.sampling import SamplingConfig
 from prunevid.runtime.stream import AnswerStream, Prefilled
+from prunevid.runtime.text.sampling import SamplingConfig
 
 # Rows kept free behind a video for a question; a longer one moves the cache once.
 _QUESTION_ROOM = 256

@@ -15,8 +15,8 @@ from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, FinishReason, Timings
 from prunevid.runtime.chain import Chain, positions
 from prunevid.runtime.kv_cache import KvCache
-from prunevid.runtime.sampling import Sampler, SamplingConfig
-from prunevid.runtime.text import StopMatcher, StreamDecoder
+from prunevid.runtime.text.decoder import StopMatcher, StreamDecoder
+from prunevid.runtime.text.sampling import Sampler, SamplingConfig
 
 
 @dataclass(frozen=True)

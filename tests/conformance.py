@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from prunevid.bundle import Bundle
 from prunevid.runtime import SamplingConfig
-from prunevid.runtime.backend import Backend
+from prunevid.runtime.backends.backend import Backend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.preprocess import preprocess
+from prunevid.runtime.video.preprocess import preprocess
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ import pytest
 from fake_cuda import FakeCuda
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_GPU_MODULE = "prunevid.runtime.backend_ort_gpu"
+_GPU_MODULE = "prunevid.runtime.backends.ort_gpu"
 
 
 def patch_onnxruntime(patch: pytest.MonkeyPatch, cuda: FakeCuda) -> list[list[Any]]:

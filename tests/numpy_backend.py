@@ -10,8 +10,8 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 
 from prunevid.bundle import Bundle
-from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import OrtCpuBackend, OrtGraph
+from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime.backends.ort import OrtCpuBackend, OrtGraph
 
 
 def run_in_numpy(file: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -31,7 +31,7 @@ class RecordingBackend(OrtCpuBackend):
         self.runs: list[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backend.Backend`."""
+        """See :class:`prunevid.runtime.backends.backend.Backend`."""
         graph = super().load(bundle, name)
         run = graph.run
 

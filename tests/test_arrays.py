@@ -19,13 +19,13 @@ from models import structured_features
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.runtime import SamplingConfig, VideoSession
-from prunevid.runtime.arrays import HostMemory, Slot
-from prunevid.runtime.backend_ort import OrtCpuBackend
-from prunevid.runtime.backend_ort_gpu import OrtCudaBackend
-from prunevid.runtime.backend_tensorrt import TensorRtBackend
+from prunevid.runtime.backends.arrays import HostMemory, Slot
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.device_memory import DeviceMemory
+from prunevid.runtime.backends.ort import OrtCpuBackend
+from prunevid.runtime.backends.ort_gpu import OrtCudaBackend
+from prunevid.runtime.backends.tensorrt import TensorRtBackend
 from prunevid.runtime.chain import Chain, VideoTokens
-from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.device_memory import DeviceMemory
 from prunevid.runtime.pipeline import Pipeline
 
 Array = np.ndarray

@@ -31,12 +31,12 @@ from fake_tensorrt_rtx import (
 
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle
-from prunevid.runtime import kernel_store
-from prunevid.runtime.backend_ort import OrtCpuBackend
-from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends import kernel_store
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.kernel_store import KernelStore
+from prunevid.runtime.backends.ort import OrtCpuBackend
+from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
 from prunevid.runtime.chain import Chain
-from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.kernel_store import KernelStore
 from prunevid.runtime.pipeline import Pipeline
 
 CLIP = Path(__file__).parents[1] / "runtime" / "demo" / "clip.mp4"
@@ -125,9 +125,9 @@ from conformance import FRAMES, QUESTIONS, SAMPLING
 from fake_cuda import FakeCuda
 from fake_tensorrt_rtx import FakeTensorRtRtx
 from prunevid.bundle import open_bundle
-from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
 from prunevid.runtime.chain import Chain
-from prunevid.runtime.cuda import Cuda
+from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.pipeline import Pipeline
 bundle, gpu = open_bundle(Path(sys.argv[1])), FakeCuda()
 trt = FakeTensorRtRtx(gpu, bundle.manifest)
@@ -299,7 +299,7 @@ WRITER = """
 import sys
 from pathlib import Path
 Path.home = lambda: Path(sys.argv[1])
-from prunevid.runtime.kernel_store import KernelStore
+from prunevid.runtime.backends.kernel_store import KernelStore
 store, mark = KernelStore("tensorrt-rtx"), int(sys.argv[2])
 for number in range(40):
     store.write({"engine": "x"}, bytes([mark]) * (100_000 + 1000 * mark))
@@ -352,8 +352,8 @@ from fake_cuda import FakeCuda
 import tensorrt_rtx
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
-from prunevid.runtime.cuda import Cuda
+from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.cuda import Cuda
 bundle = open_bundle(Path(sys.argv[1]))
 backend = open_rtx_backend(bundle, cuda=Cuda(FakeCuda()), trt=tensorrt_rtx)
 try:

@@ -33,13 +33,13 @@ from prunevid.engines import EngineDevice
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.profiles import limits_of, profiles_of
 from prunevid.quantization import Quantization
-from prunevid.runtime.backend import choose_backend
-from prunevid.runtime.backend_ort import OrtCpuBackend
-from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
-from prunevid.runtime.backend_tensorrt import TensorRtBackend
-from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.backend import choose_backend
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.ort import OrtCpuBackend
+from prunevid.runtime.backends.ort_gpu import OrtCudaBackend, OrtTensorRtBackend
+from prunevid.runtime.backends.tensorrt import TensorRtBackend
+from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
 from prunevid.runtime.chain import Chain
-from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.pipeline import Pipeline
 
 Bundles = Callable[[str], Bundle]
@@ -248,7 +248,7 @@ def test_a_run_that_repeats_itself_is_a_launch_whatever_the_graph(bundles: Bundl
 def test_graphs_are_captured_anew_where_more_rows_are_past(
     bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, kind: str, step: int
 ) -> None:
-    monkeypatch.setattr("prunevid.runtime.backend_tensorrt._PAST_STEP", step)
+    monkeypatch.setattr("prunevid.runtime.backends.tensorrt._PAST_STEP", step)
     backend, gpu, _ = on_fakes(bundles(kind))
     assert_same(record(bundles(kind), backend), on_cpu(kind, 512), apart=1e-4)
     # With another shape at every step, none comes twice.
@@ -374,7 +374,7 @@ def test_auto_prefers_engines_then_onnx_runtime_on_the_gpu(
 ) -> None:
     bundle, gpu = bundles("engines"), FakeCuda()
     patch_onnxruntime(monkeypatch, gpu)
-    monkeypatch.setattr("prunevid.runtime.cuda._import_runtime", lambda: gpu)
+    monkeypatch.setattr("prunevid.runtime.backends.cuda._import_runtime", lambda: gpu)
     monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(gpu, bundle.manifest))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRtRtx(gpu, bundle.manifest))
     assert choose_backend("auto", bundle).name == "tensorrt"
@@ -391,7 +391,7 @@ def test_of_two_kinds_of_engines_auto_takes_those_that_run_here(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("prunevid.runtime.cuda._import_runtime", FakeCuda)
+    monkeypatch.setattr("prunevid.runtime.backends.cuda._import_runtime", FakeCuda)
     shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "bundle")
     add_rtx_engines(tmp_path / "bundle")
     both = add_engines(tmp_path / "bundle")

@@ -20,7 +20,7 @@ from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.kv_int8 import Scales, put_int8_cache, scales_of
 from prunevid.calibration.questions import AskedVideo, Question
 from prunevid.runtime import SamplingConfig, load
-from prunevid.runtime.backend_ort import check_onnxruntime
+from prunevid.runtime.backends.ort import check_onnxruntime
 from prunevid.runtime.fit.bundle_shape import shape_of
 from prunevid.runtime.fit.devices import device_named
 from prunevid.runtime.fit.estimate import estimate, workload

@@ -20,10 +20,10 @@ from torch_method import Trace, generate_pruned
 
 from prunevid import PruneConfig
 from prunevid.bundle import open_bundle
-from prunevid.runtime.backend import choose_backend
+from prunevid.runtime.backends.backend import choose_backend
 from prunevid.runtime.chain import Chain, Selection
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.text.sampling import SamplingConfig
 
 Array = npt.NDArray[Any]
 

@@ -10,9 +10,9 @@ import pytest
 from fake_cuda import Error, FakeCuda
 
 from prunevid import PruneVidError
-from prunevid.runtime.arrays import DeviceArray
-from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.device_memory import DeviceMemory
+from prunevid.runtime.backends.arrays import DeviceArray
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.device_memory import DeviceMemory
 
 F32 = np.dtype(np.float32)
 
@@ -245,7 +245,7 @@ def test_the_real_cuda_python_without_a_gpu_is_one_sentence() -> None:
 
 
 def test_without_cuda_python_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunevid.runtime.cuda._MODULE", "cuda_that_is_not_there.runtime")
+    monkeypatch.setattr("prunevid.runtime.backends.cuda._MODULE", "cuda_that_is_not_there.runtime")
     with pytest.raises(PruneVidError, match="pip install cuda-python"):
         Cuda()
 

@@ -6,7 +6,7 @@ import pytest
 
 from prunevid import PruneVidError
 from prunevid.engines import EngineProfile, EngineSpec, InputRange
-from prunevid.runtime.engine_profiles import choose_profile, largest_past
+from prunevid.runtime.backends.engine_profiles import choose_profile, largest_past
 
 
 def profile(name: str, rows: tuple[int, int], past: tuple[int, int], question: int = 0) -> EngineProfile:

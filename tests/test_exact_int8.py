@@ -10,7 +10,7 @@ import pytest
 from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.cli import report
 from prunevid.calibration.questions import AskedVideo
-from prunevid.runtime.backend_ort import ask_for_exact_int8, session_options
+from prunevid.runtime.backends.ort import ask_for_exact_int8, session_options
 from prunevid.runtime.machine import has_exact_int8
 
 
@@ -34,7 +34,7 @@ def test_int8_is_computed_in_ways_that_are_exact_on_the_processor(
         (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: Some\nflags\t\t: {flags}\n")
     monkeypatch.setattr("platform.machine", lambda: processor)
     assert has_exact_int8(tmp_path) == exact
-    monkeypatch.setattr("prunevid.runtime.backend_ort.has_exact_int8", lambda: exact)
+    monkeypatch.setattr("prunevid.runtime.backends.ort.has_exact_int8", lambda: exact)
     for dialect, remedy in (("ort", "session.x64quantprecision"), ("portable", "session.disable_quant_qdq")):
         options = session_options(1)
         ask_for_exact_int8(options, dialect)
@@ -55,7 +55,7 @@ def test_a_judgement_in_float_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("prunevid.runtime.backend_ort", "prunevid.calibration.cli"):
+    for module in ("prunevid.runtime.backends.ort", "prunevid.calibration.cli"):
         monkeypatch.setattr(f"{module}.has_exact_int8", lambda: exact)
     settings = Settings(recipe, min_agreement=0, max_new_tokens=2)
     text = report(calibrate(tiny_bundle("qwen2", "portable"), videos, tmp_path / "out", settings))

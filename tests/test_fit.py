@@ -34,8 +34,8 @@ from prunevid.memory import (
 )
 from prunevid.models import MODELS, ModelShape, model_shape
 from prunevid.runtime import SamplingConfig, load
-from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import OrtGraph
+from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime.backends.ort import OrtGraph
 from prunevid.runtime.fit.budget import Shares, make_budget, most_frames
 from prunevid.runtime.fit.bundle_shape import shape_of
 from prunevid.runtime.fit.device import RTX_CAPABILITIES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunevid.cost import DecoderShape
-from prunevid.runtime.backend_ort import OrtCpuBackend
+from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.kv_cache import KvCache
 
 SHAPE = DecoderShape(layers=4, hidden_size=32, intermediate_size=64, heads=4, kv_heads=2, head_dim=8, vocab_size=50)

@@ -32,8 +32,8 @@ from models import (
 )
 
 from prunevid import MergedTokens, PruneConfig, merge_tokens
-from prunevid.export import operators
-from prunevid.export.merge import MergeSettings, merge
+from prunevid.export.graphs import operators
+from prunevid.export.graphs.merge import MergeSettings, merge
 
 Array = npt.NDArray[Any]
 

@@ -19,8 +19,8 @@ from prunevid.calibration.search import Grid
 from prunevid.calibration.tune import TuneSettings, tune
 from prunevid.memory import FRAMES_AT_ONCE
 from prunevid.runtime import SamplingConfig, load
-from prunevid.runtime.arrays import Array
-from prunevid.runtime.backend_ort import OrtGraph
+from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime.backends.ort import OrtGraph
 from prunevid.runtime.fit import measure
 from prunevid.runtime.profile import profile
 from prunevid.runtime.profile.measure import ProfileSettings

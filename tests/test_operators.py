@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from models import cpu_session
 
 from prunevid import reference
-from prunevid.export import operators
+from prunevid.export.graphs import operators
 
 Array = npt.NDArray[Any]
 

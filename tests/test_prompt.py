@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
-from prunevid.runtime.text import StopMatcher, StreamDecoder
+from prunevid.runtime.text.decoder import StopMatcher, StreamDecoder
 
 # As published with llava-hf/llava-onevision-qwen2-*-ov-hf.
 TEMPLATE = (

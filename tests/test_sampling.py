@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.sampling import Sampler, SamplingConfig
+from prunevid.runtime.text.sampling import Sampler, SamplingConfig
 
 
 def _logits(size: int, seed: int, scale: float = 3.0) -> np.ndarray:

@@ -19,10 +19,10 @@ from models import Tiny, build_model, cpu_session, save_checkpoint
 
 from prunevid.cost import DecoderShape
 from prunevid.export.checkpoint import SafetensorsWeights
-from prunevid.export.decoder import build_llm_post, build_llm_pre
-from prunevid.export.dialects import dialect_named
 from prunevid.export.families import llava_onevision
-from prunevid.export.select import build_select
+from prunevid.export.graphs.decoder import build_llm_post, build_llm_pre
+from prunevid.export.graphs.dialects import dialect_named
+from prunevid.export.graphs.select import build_select
 from prunevid.reference import group_topk
 
 Array = npt.NDArray[Any]

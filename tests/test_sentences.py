@@ -19,8 +19,8 @@ from prunevid.calibration.search import Grid
 from prunevid.cli import main
 from prunevid.files import read_blocks
 from prunevid.runtime import SamplingConfig
-from prunevid.runtime.video import read_frames
-from prunevid.runtime.video_frames import check_dimensions
+from prunevid.runtime.video.frames import check_dimensions
+from prunevid.runtime.video.sources import read_frames
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -18,7 +18,7 @@ import needs
 import pytest
 import tensorrt_on_cpu
 
-from prunevid.runtime.backend_tensorrt import make_logger
+from prunevid.runtime.backends.tensorrt import make_logger
 
 RTX = "tensorrt_rtx"
 CLASSES = [
@@ -104,7 +104,7 @@ def test_the_logger_keeps_the_last_error(modules: Any, module: str) -> None:
 
 ENGINE_WITHOUT_GPU = """
 import tensorrt_rtx as trt
-from prunevid.runtime.backend_tensorrt import make_logger
+from prunevid.runtime.backends.tensorrt import make_logger
 logger = make_logger(trt)
 assert trt.init_libnvinfer_plugins(logger, "")
 assert trt.Runtime(logger).deserialize_cuda_engine(bytes(1000)) is None

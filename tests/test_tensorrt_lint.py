@@ -13,11 +13,12 @@ from onnx import TensorProto, helper
 
 from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
-from prunevid.export import export, operators, tensorrt_operators
+from prunevid.export import export, tensorrt_operators
 from prunevid.export.engine import plugins
 from prunevid.export.engine.destinations import RtxGpus
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
 from prunevid.export.engine.profiles import Profile, Range, limits_of, profiles_of, ranges_of
+from prunevid.export.graphs import operators
 from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
 
 OPSET = helper.make_opsetid("", 20)

@@ -21,12 +21,12 @@ from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.runtime import SamplingConfig, VideoSession, load
-from prunevid.runtime.backend import Backend
-from prunevid.runtime.backend_ort import OrtCpuBackend
-from prunevid.runtime.backend_ort_gpu import OrtCudaBackend
-from prunevid.runtime.backend_tensorrt import TensorRtBackend
+from prunevid.runtime.backends.backend import Backend
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.ort import OrtCpuBackend
+from prunevid.runtime.backends.ort_gpu import OrtCudaBackend
+from prunevid.runtime.backends.tensorrt import TensorRtBackend
 from prunevid.runtime.chain import Chain
-from prunevid.runtime.cuda import Cuda
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.stream import AnswerStream
 

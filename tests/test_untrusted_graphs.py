@@ -28,7 +28,7 @@ from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.recipes import RECIPES
 from prunevid.onnx_file import OnnxError, OnnxNode, read_onnx
 from prunevid.runtime import load
-from prunevid.runtime.backend_ort import OrtCpuBackend
+from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.chain import Chain
 
 SECRET = b"what a stranger must not get"

@@ -15,9 +15,9 @@ from PIL import Image
 from videos import decode_all, h264, numbered_frame, read_number, write_audio, write_film, write_video
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime import video_container, video_frames
-from prunevid.runtime.video import read_frames, sample_indices
-from prunevid.runtime.video_file import read_video_file
+from prunevid.runtime.video import container, frames
+from prunevid.runtime.video.file import read_video_file
+from prunevid.runtime.video.sources import read_frames, sample_indices
 
 X264 = pytest.mark.skipif("libx264" not in av.codecs_available, reason="needs libx264 in PyAV")
 
@@ -339,7 +339,7 @@ def test_absurd_dimensions_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     array = np.zeros((2, 64, 96, 3), np.uint8)
     for name, value in (("MAX_SIDE", 80), ("MAX_FRAME_PIXELS", 5000), ("MAX_TOTAL_PIXELS", 6143)):
         with monkeypatch.context() as patch:
-            patch.setattr(video_frames, name, value)
+            patch.setattr(frames, name, value)
             for source in (path, image.parent, image):
                 with pytest.raises(PruneVidError, match="96 x 64"):
                     read_frames(source, 5)
@@ -351,7 +351,7 @@ def test_absurd_dimensions_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_decoder_is_told_the_largest_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_container, "MAX_FRAME_PIXELS", 100)
+    monkeypatch.setattr(container, "MAX_FRAME_PIXELS", 100)
     path = write_video(tmp_path / "a.mp4", 5)
     with pytest.raises(PruneVidError, match="no frame of this video can be decoded"):
         read_frames(path, 5)

@@ -16,9 +16,9 @@ from videos import numbered_frame, read_number, write_video
 
 from prunevid.errors import PruneVidError
 from prunevid.preprocessing import Preprocessing
-from prunevid.runtime.preprocess import preprocess, resizer
-from prunevid.runtime.video import read_frames
-from prunevid.runtime.video_frames import sample_indices
+from prunevid.runtime.video.frames import sample_indices
+from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.sources import read_frames
 
 
 def _numbers(source: Path | str, count: int) -> list[int]:
@@ -214,8 +214,8 @@ def test_shrunk_frames_are_preprocessed_as_whole_ones(shape: tuple[int, int, int
 _PEAK = """
 import sys
 from prunevid.preprocessing import Preprocessing
-from prunevid.runtime.preprocess import resizer
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.video.preprocess import resizer
+from prunevid.runtime.video.sources import read_frames
 half = (0.5, 0.5, 0.5)
 frames = read_frames(sys.argv[1], int(sys.argv[2]), resizer(Preprocessing(32, half, half, resample="nearest"))).frames
 assert frames.shape == (int(sys.argv[2]), 32, 32, 3)

@@ -15,9 +15,9 @@ from mp4 import set_edits, set_matrix
 from videos import numbered_frame, read_number, write_video
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video import read_frames
-from prunevid.runtime.video_file import read_video_file
-from prunevid.runtime.video_frames import sample_indices
+from prunevid.runtime.video.file import read_video_file
+from prunevid.runtime.video.frames import sample_indices
+from prunevid.runtime.video.sources import read_frames
 
 pytestmark = pytest.mark.skipif("libx264" not in av.codecs_available, reason="needs libx264 in PyAV")
 
@@ -195,13 +195,13 @@ def test_the_track_to_show(file: str, tracks: list[tuple[int, int, int, str]], e
 
 @pytest.mark.parametrize("mark", ["still_image", "timed_thumbnails", "attached_pic"])
 def test_pictures_beside_the_film_are_not_shown(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunevid.runtime import video_container
+    from prunevid.runtime.video import container
 
     path = _tracks(tmp_path / "a.mkv", (0, 20, 128, "default"), (1000, 20, 64, "0"))
     # No muxer stores all of these marks: they are given here as the demuxer gives them.
-    real = video_container._marked
+    real = container._marked
     monkeypatch.setattr(
-        video_container,
+        container,
         "_marked",
         lambda stream, *names: (stream.index == 0 and mark in names) or real(stream, *names),
     )

@@ -12,7 +12,7 @@ from ffmpeg import ffmpeg
 from videos import read_number, write_video
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.video.sources import read_frames
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The merge of `export/merge.py` in torch on any device, with the Triton kernels where it depends on the data."""
+"""The merge of `export/graphs/merge.py` in torch on any device, with Triton kernels where it depends on the data."""
 
 from __future__ import annotations
 

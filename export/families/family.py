@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from prunevid.cost import VisionShape
-from prunevid.export.decoder import DecoderSpec
-from prunevid.export.vision import VisionSpec
+from prunevid.export.graphs.decoder import DecoderSpec
+from prunevid.export.graphs.vision import VisionSpec
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from prunevid.cost import VisionShape
 from prunevid.errors import PruneVidError
-from prunevid.export.decoder import DecoderSpec
 from prunevid.export.families.family import ChatFormat, TensorNames
 from prunevid.export.families.siglip_config import (
     ACTIVATIONS,
@@ -36,9 +35,10 @@ from prunevid.export.families.text_config import (
     decoder_of,
     is_tied,
 )
+from prunevid.export.graphs.decoder import DecoderSpec
+from prunevid.export.graphs.vision import VisionSpec, hollow
+from prunevid.export.graphs.vision_attention import use_attention
 from prunevid.export.schema import FLAG, Section, conform, either, list_of, one_of, only, refuse, whole
-from prunevid.export.vision import VisionSpec, hollow
-from prunevid.export.vision_attention import use_attention
 
 FAMILY = "llava_onevision"
 

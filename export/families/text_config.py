@@ -14,8 +14,8 @@ import numpy as np
 from prunevid.cost import DecoderShape
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint import SafetensorsWeights
-from prunevid.export.decoder import DecoderSpec
 from prunevid.export.families.family import TensorNames
+from prunevid.export.graphs.decoder import DecoderSpec
 from prunevid.export.schema import (
     FLAG,
     NULL,

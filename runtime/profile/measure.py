@@ -40,7 +40,7 @@ from prunevid.runtime.profile.records import (
 )
 from prunevid.runtime.profile.summary import Measured, compare, summarise_variant
 from prunevid.runtime.profile.telemetry import Telemetry, find_sensors
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.text.sampling import SamplingConfig
 
 __all__ = ["Progress", "ProfileSettings", "profile"]
 

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
-from prunevid.runtime.backend_ort import OrtCpuBackend
+from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.profile.records import GraphOperators, Operator, OperatorType
-from prunevid.runtime.sampling import SamplingConfig
+from prunevid.runtime.text.sampling import SamplingConfig
 
 __all__ = ["SLOWEST", "measure_operators", "read_ort_profile"]
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
-from prunevid.runtime.sampling import SamplingConfig
-from prunevid.runtime.video import read_frames
+from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.video.sources import read_frames
 
 if TYPE_CHECKING:
     from prunevid.runtime.pipeline import Pipeline, Video

@@ -12,7 +12,7 @@ from prunevid.runtime.show.maps import TokenMaps
 from prunevid.runtime.show.panels import VIEWS, Panels
 from prunevid.runtime.show.pen import Pen
 from prunevid.runtime.show.style import MUTED, TEXT
-from prunevid.runtime.video import sample_indices
+from prunevid.runtime.video.sources import sample_indices
 
 # Pixels of the picture for every unit of the layout: sharp on dense displays, and where a page shrinks it.
 _SCALE = 2

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
-from prunevid.runtime.arrays import Array, DeviceArray, HostMemory, Slot
+from prunevid.runtime.backends.arrays import Array, DeviceArray, HostMemory, Slot
 from prunevid.runtime.machine import has_exact_int8
 
 # ONNX Runtime's words for the element types that bundles have.
@@ -50,7 +50,7 @@ class OrtCpuBackend:
         self._options.add_session_config_entry("session.use_env_allocators", "1")
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backend.Backend`."""
+        """See :class:`prunevid.runtime.backends.backend.Backend`."""
         check_onnxruntime(bundle.manifest.least_onnxruntime, str(bundle.path), ort.__version__)
         self.prepare(bundle)
         file = bundle.file(bundle.manifest.graphs[name].file)
@@ -90,7 +90,7 @@ class OrtGraph:
         self._session, self._file, self._place = session, file, place
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backend.Graph`."""
+        """See :class:`prunevid.runtime.backends.backend.Graph`."""
         with self._lock:
             return self._run(feeds, outputs)
 

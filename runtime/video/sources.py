@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_file import SCAN_LIMIT_BYTES, read_video_file
-from prunevid.runtime.video_frames import (
+from prunevid.runtime.video.file import SCAN_LIMIT_BYTES, read_video_file
+from prunevid.runtime.video.frames import (
     MAX_FRAME_PIXELS,
     MAX_SIDE,
     MAX_TOTAL_PIXELS,
@@ -22,7 +22,7 @@ from prunevid.runtime.video_frames import (
     check_dimensions,
     sample_indices,
 )
-from prunevid.runtime.video_pictures import read_animation, read_folder, read_picture, sniff_picture
+from prunevid.runtime.video.pictures import read_animation, read_folder, read_picture, sniff_picture
 
 __all__ = [
     "MAX_FRAME_PIXELS",
@@ -57,7 +57,7 @@ def read_frames(
             frame2 before frame10; one image; or RGB frames, uint8 [T, H, W, 3]. An array that need not be
             subsampled or shrunk is used as it is, without a copy.
         count: How many frames, at least 1.
-        shrink: What is kept of every frame as it is read, such as `prunevid.runtime.preprocess.resizer` makes it;
+        shrink: What is kept of every frame as it is read, such as `prunevid.runtime.video.preprocess.resizer` makes it;
             by default all of it.
         scan_limit: See `read_video_file`.
 

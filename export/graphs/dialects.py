@@ -2,7 +2,7 @@
 
 ``ort`` uses ONNX Runtime's fused operators; ``portable`` uses plain ONNX operators that every execution provider and
 TensorRT's parser accept. A dialect decides how a norm, a rotary embedding and an attention with KV cache are spelt,
-and how the cache lies in memory; the decoder (:mod:`prunevid.export.decoder`) is the same for both.
+and how the cache lies in memory; the decoder (:mod:`prunevid.export.graphs.decoder`) is the same for both.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def add_output(op: Any, value: ir.Value, name: str, dtype: ir.DataType, shape: l
 
 def dialect_named(name: str) -> Dialect:
     """The dialect called ``ort`` or ``portable``. Raises KeyError for any other name."""
-    from prunevid.export.dialect_ort import OrtDialect
-    from prunevid.export.dialect_portable import PortableDialect
+    from prunevid.export.graphs.dialect_ort import OrtDialect
+    from prunevid.export.graphs.dialect_portable import PortableDialect
 
     dialects: dict[str, Dialect] = {"ort": OrtDialect(), "portable": PortableDialect()}
     return dialects[name]

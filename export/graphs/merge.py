@@ -13,8 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from prunevid.export import counting, operators
-from prunevid.export.dialects import add_output
+from prunevid.export.graphs import counting, operators
+from prunevid.export.graphs.dialects import add_output
 
 # The graph is plain operators in both dialects, as the tower of vision_merge.
 OPSET = 20

@@ -19,10 +19,10 @@ from onnx_ir import passes
 from onnxscript import optimizer
 
 from prunevid.errors import PruneVidError
-from prunevid.export import operators
 from prunevid.export.checkpoint import Weights
-from prunevid.export.dialects import add_output
-from prunevid.export.merge import OPSET, FeatureShape, add_merged, declare_settings
+from prunevid.export.graphs import operators
+from prunevid.export.graphs.dialects import add_output
+from prunevid.export.graphs.merge import OPSET, FeatureShape, add_merged, declare_settings
 
 # Bytes up to which constants are folded: shapes and scales, not weights.
 _FOLD_LIMIT = 1024
@@ -48,8 +48,8 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> i
 
     Inputs: pixel_values float32 [F, 3, size, size] of new frames, at least one, past_features [P, N, C] (features of
     the frames before them, if any) and the pruning settings segment_counts, cluster_counts, static_threshold.
-    Outputs: features [P + F, N, C] and what the graph merge makes of them (:func:`prunevid.export.merge.build_merge`).
-    Features and tokens have the weights' dtype.
+    Outputs: features [P + F, N, C] and what the graph merge makes of them (see
+    :func:`prunevid.export.graphs.merge.build_merge`). Features and tokens have the weights' dtype.
     """
     model = _trace(spec)
     graph = model.graph

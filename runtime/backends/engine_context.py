@@ -15,9 +15,9 @@ import numpy as np
 
 from prunevid.bundle import GraphSpec
 from prunevid.errors import PruneVidError
-from prunevid.runtime.arrays import Array, DeviceArray
-from prunevid.runtime.cuda import CapturedWork, Cuda
-from prunevid.runtime.device_memory import DeviceMemory
+from prunevid.runtime.backends.arrays import Array, DeviceArray
+from prunevid.runtime.backends.cuda import CapturedWork, Cuda
+from prunevid.runtime.backends.device_memory import DeviceMemory
 
 # Alignment of addresses that TensorRT asks for (IExecutionContext::setTensorAddress).
 _ALIGNMENT = 256
@@ -97,7 +97,7 @@ class EngineContext:
         self._captured: CapturedWork | None = None
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backend.Graph`; the feeds fit the profile."""
+        """See :class:`prunevid.runtime.backends.backend.Graph`; the feeds fit the profile."""
         inputs = {name: self._input(name, array) for name, array in feeds.items() if name not in self._on_host}
         for name, value in self._on_host.items():
             value[...] = feeds[name]

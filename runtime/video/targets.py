@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_container import OpenVideo, seconds_of
-from prunevid.runtime.video_frames import sample_indices
+from prunevid.runtime.video.container import OpenVideo, seconds_of
+from prunevid.runtime.video.frames import sample_indices
 
 __all__ = ["Targets", "UnusableTimestampsError", "targets_by_index", "targets_by_packets", "targets_by_rate"]
 

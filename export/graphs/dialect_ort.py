@@ -14,8 +14,8 @@ from typing import Any
 import onnx_ir as ir
 
 from prunevid.cost import DecoderShape
-from prunevid.export.dialects import Attended, Rope, add_output
-from prunevid.export.vision_attention import MULTI_HEAD
+from prunevid.export.graphs.dialects import Attended, Rope, add_output
+from prunevid.export.graphs.vision_attention import MULTI_HEAD
 
 _CONTRIB = "com.microsoft"
 
@@ -38,24 +38,24 @@ class OrtDialect:
     tower_attention: str = MULTI_HEAD
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """See :class:`prunevid.export.dialects.Dialect`; computes in float32 whatever the dtype of x."""
+        """See :class:`prunevid.export.graphs.dialects.Dialect`; computes in float32 whatever the dtype of x."""
         return op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
     def rotate(self, op: Any, x: ir.Value, rope: Rope, heads: int) -> ir.Value:
-        """See :class:`prunevid.export.dialects.Dialect`."""
+        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
         cos, sin = op.CastLike(rope.cos, x), op.CastLike(rope.sin, x)
         # The tables hold just the rows at hand, in order: row i rotates by table row 0 + i.
         return op.RotaryEmbedding(x, op.Constant(value_ints=[0]), cos, sin, num_heads=heads, _domain=_CONTRIB)
 
     def begin(self, op: Any, rows: ir.Value, past_length: ir.Value, first_past: ir.Value) -> _Lengths:
-        """See :class:`prunevid.export.dialects.Dialect`."""
+        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
         end = op.Add(past_length, op.Shape(rows, start=1, end=2))
         total = op.Cast(end, to=ir.DataType.INT32)
         one = op.Constant(value=ir.tensor([1], dtype=ir.DataType.INT32))
         return _Lengths(op.Sub(total, one), op.Squeeze(total, [0]), end)
 
     def declare_past(self, op: Any, layer: int, shape: DecoderShape, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
-        """See :class:`prunevid.export.dialects.Dialect`."""
+        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
         dims = [1, shape.kv_heads, "capacity", shape.head_dim]
         return (
             op.builder.input(f"past_key.{layer}", dtype, dims),
@@ -73,7 +73,7 @@ class OrtDialect:
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> Attended:
-        """See :class:`prunevid.export.dialects.Dialect`."""
+        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
         output, present_key, present_value = op.GroupQueryAttention(
             query, key, value, *past, shared.last_row, shared.total,
             num_heads=shape.heads, kv_num_heads=shape.kv_heads, _domain=_CONTRIB, _outputs=3,
@@ -85,7 +85,7 @@ class OrtDialect:
         return Attended(output, keys)
 
     def cut_cache(self, op: Any, index: ir.Value, shape: DecoderShape, dtype: ir.DataType, layers: int) -> None:
-        """See :class:`prunevid.export.dialects.Dialect`.
+        """See :class:`prunevid.export.graphs.dialects.Dialect`.
 
         The cut KV is gathered straight into buffers of ``capacity`` rows (a graph input) with room for decoding: the
         index is filled up with row 0, and those rows are overwritten before they are ever read.

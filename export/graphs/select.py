@@ -8,8 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from prunevid.cost import DecoderShape
-from prunevid.export import counting, operators
-from prunevid.export.dialects import Dialect, add_output
+from prunevid.export.graphs import counting, operators
+from prunevid.export.graphs.dialects import Dialect, add_output
 
 
 def build_select(shape: DecoderShape, dialect: Dialect, dtype: ir.DataType, layers: int, largest: int) -> ir.Model:

@@ -1,6 +1,6 @@
 """TensorRT: the engines that `prunevid build` put into a bundle, on the GPU for which they were built.
 
-There are two of it: TensorRT, and TensorRT for RTX (backend_tensorrt_rtx.py). What runs engines is the same for both; a
+There are two of it: TensorRT, and TensorRT for RTX (tensorrt_rtx.py). What runs engines is the same for both; a
 :class:`Product` is what differs.
 """
 
@@ -16,11 +16,11 @@ from prunevid.bundle import Bundle, Manifest
 from prunevid.engines import EngineDevice, EngineSpec, check_device
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
-from prunevid.runtime.arrays import Array, Slot
-from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.device_memory import DeviceMemory
-from prunevid.runtime.engine_context import EngineContext, Prepared, Tools, Workspace
-from prunevid.runtime.engine_profiles import choose_profile, largest_past
+from prunevid.runtime.backends.arrays import Array, Slot
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.device_memory import DeviceMemory
+from prunevid.runtime.backends.engine_context import EngineContext, Prepared, Tools, Workspace
+from prunevid.runtime.backends.engine_profiles import choose_profile, largest_past
 
 # A decode step's past is filled up to a multiple of this many rows: one CUDA graph serves that many steps, and the
 # masked rows cost little beside the weights, which every step reads.
@@ -111,7 +111,7 @@ class TensorRtBackend:
         self._largest_past = min(filter(None, map(largest_past, engines.values())), default=0)
 
     def load(self, bundle: Bundle, name: str) -> EngineGraph:
-        """See :class:`prunevid.runtime.backend.Backend`."""
+        """See :class:`prunevid.runtime.backends.backend.Backend`."""
         return EngineGraph(self._tools, self._product, self._runtime, bundle, name, self._engines[name])
 
     def past_rows(self, length: int) -> int:
@@ -157,7 +157,7 @@ class EngineGraph:
         self._chosen: dict[object, int] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backend.Graph`."""
+        """See :class:`prunevid.runtime.backends.backend.Graph`."""
         feeds = {name: self._slots[name].readable(feeds[name]) for name in self.inputs}
         for name, target in outputs.items():
             if target is not None:

@@ -15,8 +15,8 @@ from math import prod
 
 import numpy as np
 
-from prunevid.runtime.arrays import Array, DeviceArray, check_copy
-from prunevid.runtime.cuda import Cuda
+from prunevid.runtime.backends.arrays import Array, DeviceArray, check_copy
+from prunevid.runtime.backends.cuda import Cuda
 
 _SMALLEST = 512
 _LARGEST_KEPT = 1 << 20
@@ -24,7 +24,7 @@ _STAGING_BYTES = 8 << 20
 
 
 class DeviceMemory:
-    """See :class:`prunevid.runtime.arrays.Memory`."""
+    """See :class:`prunevid.runtime.backends.arrays.Memory`."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda

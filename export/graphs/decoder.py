@@ -16,9 +16,9 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from prunevid.cost import DecoderShape
-from prunevid.export import operators
 from prunevid.export.checkpoint import Weights
-from prunevid.export.dialects import Attended, Dialect, Rope, add_output
+from prunevid.export.graphs import operators
+from prunevid.export.graphs.dialects import Attended, Dialect, Rope, add_output
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import av
 import av.error
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_frames import MAX_FRAME_PIXELS, check_dimensions
+from prunevid.runtime.video.frames import MAX_FRAME_PIXELS, check_dimensions
 
 __all__ = ["LARGE_FRAME_PIXELS", "OpenVideo", "choose_stream", "open_video", "packets_of", "seconds_of"]
 

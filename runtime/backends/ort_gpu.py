@@ -17,9 +17,9 @@ import onnxruntime as ort
 from prunevid.bundle import Bundle, GraphSpec, Manifest
 from prunevid.errors import PruneVidError
 from prunevid.memory import ROWS_AT_ONCE
-from prunevid.runtime.backend_ort import OrtGraph, open_session, session_options
-from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.device_memory import DeviceMemory
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.device_memory import DeviceMemory
+from prunevid.runtime.backends.ort import OrtGraph, open_session, session_options
 
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PLACE = "cuda"
@@ -53,7 +53,7 @@ class OrtCudaBackend:
         self.now = self._cuda.now
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backend.Backend`."""
+        """See :class:`prunevid.runtime.backends.backend.Backend`."""
         return _load(bundle, name, self._options, [(_CUDA, _cuda_options(self._cuda.stream))], self._cuda)
 
     def past_rows(self, length: int) -> int:
@@ -83,7 +83,7 @@ class OrtTensorRtBackend:
         self.now = self._cuda.now
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backend.Backend`."""
+        """See :class:`prunevid.runtime.backends.backend.Backend`."""
         stream = self._cuda.stream
         providers = [(_CUDA, _cuda_options(stream))]
         if name in _WHOLE_IN_TENSORRT:

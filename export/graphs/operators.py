@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript._internal.builder import GraphBuilder, build_function, build_graph, make_value
 
-from prunevid.export.counting import earlier
+from prunevid.export.graphs.counting import earlier
 
 DOMAIN = "prunevid"
 DOMAIN_VERSION = 1

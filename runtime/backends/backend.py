@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
-from prunevid.runtime.arrays import Array, Memory
-from prunevid.runtime.backend_names import BACKENDS
+from prunevid.runtime.backends.arrays import Array, Memory
+from prunevid.runtime.backends.names import BACKENDS
 
 _LOG = logging.getLogger("prunevid")
 
@@ -102,17 +102,17 @@ def _accelerated(bundle: Bundle) -> list[str]:
 
 def _make(name: str, bundle: Bundle, threads: int | None) -> Backend:
     if name == "tensorrt":
-        from prunevid.runtime.backend_tensorrt import TensorRtBackend
+        from prunevid.runtime.backends.tensorrt import TensorRtBackend
 
         return TensorRtBackend(bundle)
     if name == "tensorrt-rtx":
-        from prunevid.runtime.backend_tensorrt_rtx import open_rtx_backend
+        from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
 
         return open_rtx_backend(bundle)
     if name == "ort-cpu":
-        from prunevid.runtime.backend_ort import OrtCpuBackend
+        from prunevid.runtime.backends.ort import OrtCpuBackend
 
         return OrtCpuBackend(threads)
-    from prunevid.runtime.backend_ort_gpu import OrtCudaBackend, OrtTensorRtBackend
+    from prunevid.runtime.backends.ort_gpu import OrtCudaBackend, OrtTensorRtBackend
 
     return OrtCudaBackend(bundle, threads) if name == "ort-cuda" else OrtTensorRtBackend(bundle, threads)

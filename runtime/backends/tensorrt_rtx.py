@@ -16,10 +16,10 @@ from typing import Any
 
 from prunevid.bundle import Bundle, Manifest
 from prunevid.engines import EngineSpec, check_rtx_device
-from prunevid.runtime.backend_tensorrt import TensorRtBackend
-from prunevid.runtime.cuda import Cuda
-from prunevid.runtime.engine_context import Prepared, Tools
-from prunevid.runtime.kernel_store import KernelStore
+from prunevid.runtime.backends.cuda import Cuda
+from prunevid.runtime.backends.engine_context import Prepared, Tools
+from prunevid.runtime.backends.kernel_store import KernelStore
+from prunevid.runtime.backends.tensorrt import TensorRtBackend
 
 _LOG = logging.getLogger("prunevid")
 # With every question and video, its sizes are others: kernels and CUDA graphs for them would never be used again.
@@ -42,16 +42,16 @@ class TensorRtRtx:
         self._told = False
 
     def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
-        """See :class:`prunevid.runtime.backend_tensorrt.Product`."""
+        """See :class:`prunevid.runtime.backends.tensorrt.Product`."""
         return manifest.rtx_engines.graphs if manifest.rtx_engines else None
 
     def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
-        """See :class:`prunevid.runtime.backend_tensorrt.Product`."""
+        """See :class:`prunevid.runtime.backends.tensorrt.Product`."""
         assert manifest.rtx_engines is not None
         check_rtx_device(manifest.rtx_engines, trt.__version__, cuda.gpu()[1])
 
     def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
-        """See :class:`prunevid.runtime.backend_tensorrt.Product`; compiles what is not kept."""
+        """See :class:`prunevid.runtime.backends.tensorrt.Product`; compiles what is not kept."""
         trt, config = tools.trt, engine.create_runtime_config()
         if config is None:
             return Prepared([None] * profiles)

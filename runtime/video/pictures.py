@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video_frames import FrameStack, SampledFrames, Shrink, check_dimensions, sample_indices
-from prunevid.runtime.video_orientation import orientation_of_exif
+from prunevid.runtime.video.frames import FrameStack, SampledFrames, Shrink, check_dimensions, sample_indices
+from prunevid.runtime.video.orientation import orientation_of_exif
 
 __all__ = ["read_animation", "read_folder", "read_picture", "sniff_picture"]
 

@@ -117,6 +117,15 @@ def _attention(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[s
             yield "its mask must have the shape of the scores"
 
 
+def _rotary(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    values, cosines = (scope.static(name) for name in _inputs(node, 2))
+    if values and cosines:
+        turned = given.get("rotary_embedding_dim", 0) or values[-1] // (given.get("num_heads", 0) or 1)
+        if cosines[-1] * 2 != turned:
+            yield f"its {cosines[-1]} cosines are not half of the {turned} numbers that it turns"
+
+
 def _dropout(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
     training = scope.values(node.input[2]) if len(node.input) > 2 else None
     if training is not None and training.any():
@@ -208,6 +217,7 @@ RULES: dict[str, Callable[[onnx.NodeProto, Scope, Parser], Iterator[str]]] = {
     "Mod": _modulo,
     "QuantizeLinear": _quantization,
     "Resize": _resize,
+    "RotaryEmbedding": _rotary,
     "Scatter": _scatter,
     "ScatterElements": _scatter,
     "Slice": _slice,

@@ -44,13 +44,15 @@ REFUSED = (
     Difference("ConvTranspose", "bfloat16", "parsed, but the builder finds no type for its output"),
     Difference("GridSample", "float16", "the parser takes float32 alone"),
     Difference("Relu TensorScatter", "int32", "the layer does not take it; Relu takes int64"),
-    Difference("ReduceL2", "int32 int64", "the layer's square root does not take integers"),
+    Difference(
+        "ReduceL2 ReduceLogSum ReduceLogSumExp", "int32 int64", "the layers of roots and logarithms take no integers"
+    ),
 )
 
 # Types that an operator takes beyond the table's.
 TAKEN = (
     Difference(
-        "Abs Add ArgMax ArgMin Cast CastLike Concat DepthToSpace Div Equal Expand EyeLike Flatten Gather "
+        "Abs Add ArgMax ArgMin Cast CastLike Concat DepthToSpace Div Equal Erf Expand EyeLike Flatten Gather "
         "GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max MaxPool Min Mul Neg OneHot Pad "
         "ReduceMax ReduceMin Relu Reshape Resize ReverseSequence Scatter ScatterElements ScatterND Shape Shrink Sign "
         "Size Slice SpaceToDepth Split Squeeze Sub Tile TopK Transpose Trilu Unsqueeze Upsample Where",

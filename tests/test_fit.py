@@ -179,6 +179,22 @@ def test_quantized_weights_are_as_large_as_the_recipes_bundles(recipe: str, prec
     assert made == pytest.approx(run["quantized bytes"], rel=0.005)
 
 
+@pytest.mark.parametrize("recipe", ["fp16", "int8-qdq", "int4-awq"])
+def test_engines_hold_the_weights_that_are_counted_and_little_more(recipe: str) -> None:
+    """Engines of LLaVA-OneVision's shapes that NVIDIA's builder made for `benchmarks/engines.py`."""
+    file = Path(__file__).parents[1] / "benchmarks" / "results" / "engines.json"
+    rows = [row for row in json.loads(file.read_text())["rows"] if row["precision"] == recipe]
+    for model in sorted({row["model"] for row in rows} & set(MODELS)):
+        engines = [row for row in rows if row["model"] == model]
+        assert {row["graph"] for row in engines} == {"vision_merge", "llm_pre", "llm_post", "merge", "select"}
+        parameters, precision = parameter_counts(MODELS[model]), PRECISIONS[recipe.partition("-")[0]]
+        weights = precision.weight_bytes(parameters, ORIN)
+        if parameters.head or recipe != "fp16":
+            weights -= 2 * parameters.embeddings  # the table is no engine's
+        assert sum(row["weights"] for row in engines) == pytest.approx(weights, rel=0.003)
+        assert 0 < sum(row["engine"] - row["weights"] for row in engines) < 70e6
+
+
 def test_what_is_exported_is_what_the_exporter_offers() -> None:
     assert settings.PRECISIONS == EXPORTED
 

@@ -23,14 +23,14 @@ from benchmarks.accuracy import bootstrap
 from benchmarks.machine import describe
 from benchmarks.report import points, save
 from demo import world
-from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import divergence
 from prunevid.calibration.progress import Silent
-from prunevid.calibration.qdq import BlockInt4Qdq
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.qdq import BlockInt4Qdq
+from prunevid.calibration.quantize.recipes import RECIPES, Recipe
+from prunevid.calibration.quantize.rewrite import TREATMENTS, BlockInt4, Treatment
+from prunevid.calibration.quantize.schemes import Int4Blocks
 from prunevid.calibration.questions import AskedVideo, Question
-from prunevid.calibration.recipes import RECIPES, Recipe
-from prunevid.calibration.rewrite import TREATMENTS, BlockInt4, Treatment
-from prunevid.calibration.schemes import Int4Blocks
 from prunevid.export import export
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.pipeline import Pipeline

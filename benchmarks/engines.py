@@ -35,10 +35,10 @@ from benchmarks.machine import describe
 from benchmarks.quantize_memory import drawn
 from benchmarks.report import save
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.calibrate import Settings, quantize
 from prunevid.calibration.progress import PlainLines
+from prunevid.calibration.quantize.calibrate import Settings, quantize
+from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.questions import Split
-from prunevid.calibration.recipes import RECIPES
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.builder import job_of
@@ -116,7 +116,7 @@ def quantized(bundle: Bundle, recipe: str) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix=".engines-", dir=bundle.path.parent) as folder:
         workspace = Workspace(Path(folder) / "out", recipe)
         few = patch("benchmarks.quantize_memory._ROWS", _ROWS)
-        with few, patch("prunevid.calibration.calibrate.observe", drawn):
+        with few, patch("prunevid.calibration.quantize.calibrate.observe", drawn):
             yield quantize(bundle, Split((), ()), Settings(recipe), workspace, PlainLines())
 
 

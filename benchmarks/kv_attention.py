@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from benchmarks.machine import describe
 from benchmarks.report import save
-from prunevid.calibration.kv_int8 import Scales, put_int8_cache
+from prunevid.calibration.quantize.kv_int8 import Scales, put_int8_cache
 from prunevid.runtime.backends.ort import session_options
 
 _CONTRIB = "com.microsoft"

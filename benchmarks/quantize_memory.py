@@ -26,20 +26,20 @@ import numpy as np
 from benchmarks.machine import describe, peak_rss
 from benchmarks.report import save
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.activations import Activations, input_groups
-from prunevid.calibration.calibrate import Settings, quantize
-from prunevid.calibration.compensate import in_blocks
-from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import PlainLines
+from prunevid.calibration.quantize.activations import Activations, input_groups
+from prunevid.calibration.quantize.calibrate import Settings, quantize
+from prunevid.calibration.quantize.compensate import in_blocks
+from prunevid.calibration.quantize.linears import load_graph
+from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.questions import Split
-from prunevid.calibration.recipes import RECIPES
 from prunevid.calibration.workspace import Workspace
 
 _ROWS = 128
 
 
 def drawn(bundle: Bundle, name: str, *_: object) -> dict[str, Activations]:
-    """What :func:`prunevid.calibration.activations.observe` returns, of random rows with a few large channels."""
+    """What `calibration.quantize.activations.observe` returns, of random rows with a few large channels."""
     rng = np.random.default_rng(0)
     seen = {}
     for source, linears in input_groups(load_graph(bundle.file(bundle.manifest.graphs[name].file))).items():
@@ -59,7 +59,7 @@ def measure(bundle: Path, recipe: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         begin = perf_counter()
         workspace = Workspace(Path(folder) / "out", recipe)
-        with patch("prunevid.calibration.calibrate.observe", drawn):
+        with patch("prunevid.calibration.quantize.calibrate.observe", drawn):
             made = quantize(source, Split((), ()), Settings(recipe), workspace, PlainLines())
         seconds = perf_counter() - begin
         return {

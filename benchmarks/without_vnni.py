@@ -29,8 +29,8 @@ from benchmarks.accuracy import bootstrap
 from benchmarks.calibration import answer, calibration_videos, held_out_samples
 from benchmarks.machine import describe
 from benchmarks.report import points, save
-from prunevid.calibration.calibrate import Settings, calibrate
-from prunevid.calibration.schemes import ArrayMatrix, Int8PerChannel
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.schemes import ArrayMatrix, Int8PerChannel
 from prunevid.export import export
 from prunevid.runtime import load
 from prunevid.runtime.backends.ort import ask_for_exact_int8, session_options

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunevid.calibration.recipes import KV_CACHES, RECIPES
+from prunevid.calibration.quantize.recipes import KV_CACHES, RECIPES
 from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output, write_whole
@@ -17,10 +17,10 @@ from prunevid.runtime.machine import has_exact_int8
 from prunevid.runtime.options import add_threads_option
 
 if TYPE_CHECKING:
-    from prunevid.calibration.calibrate import Calibrated
+    from prunevid.calibration.quantize.calibrate import Calibrated
     from prunevid.calibration.questions import AskedVideo
-    from prunevid.calibration.search import Grid
-    from prunevid.calibration.tune import Tuned
+    from prunevid.calibration.tuning.search import Grid
+    from prunevid.calibration.tuning.tune import Tuned
 
 _MIN_AGREEMENT = 0.9
 _MAX_NEW_TOKENS = 16
@@ -130,9 +130,9 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> int:
-    from prunevid.calibration.calibrate import Settings, calibrate
     from prunevid.calibration.progress import on_stderr
-    from prunevid.calibration.sensitivity import FloatChoice
+    from prunevid.calibration.quantize.calibrate import Settings, calibrate
+    from prunevid.calibration.quantize.sensitivity import FloatChoice
 
     settings = Settings(
         recipe=args.recipe,
@@ -158,9 +158,9 @@ def _videos(args: argparse.Namespace) -> list[AskedVideo]:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from prunevid.calibration.budget import Budget
     from prunevid.calibration.progress import on_stderr
-    from prunevid.calibration.tune import TuneSettings, tune
+    from prunevid.calibration.tuning.budget import Budget
+    from prunevid.calibration.tuning.tune import TuneSettings, tune
 
     least = getattr(args, "min_agreement", None)
     budget = Budget(getattr(args, "max_tokens", None), getattr(args, "max_ttft_ms", None), least)
@@ -184,8 +184,8 @@ def _tune(args: argparse.Namespace) -> int:
         check_output(file, inputs=[("a video", video.path) for video in videos])
 
     def write_front(data: dict[str, Any]) -> None:
-        from prunevid.calibration.front_chart import draw_png
-        from prunevid.calibration.front_page import draw_page
+        from prunevid.calibration.tuning.front_chart import draw_png
+        from prunevid.calibration.tuning.front_page import draw_page
 
         if "json" in files:
             write_whole(files["json"], f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
@@ -204,7 +204,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _grid(searched: list[str]) -> Grid:
     """The values to try, of ``SETTING=X,Y,...``."""
-    from prunevid.calibration.search import Grid
+    from prunevid.calibration.tuning.search import Grid
 
     known = [field.name for field in fields(Grid)]
     values: dict[str, tuple[float, ...]] = {}
@@ -222,7 +222,7 @@ def _grid(searched: list[str]) -> Grid:
 
 def report_tuned(made: Tuned) -> str:
     """The chosen settings, and how no pruning, the present and the chosen settings do on held-out questions."""
-    from prunevid.calibration.budget import describe, figures
+    from prunevid.calibration.tuning.budget import describe, figures
 
     lines = [f"{made.bundle.path}: {describe(made.chosen.candidate)}", "held-out questions:"]
     for name in ("unpruned", "present", "chosen"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunevid.calibration.activations import Activations
+from prunevid.calibration.quantize.activations import Activations
 
 
 def activations_of(rows: np.ndarray) -> Activations:

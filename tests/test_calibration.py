@@ -16,9 +16,13 @@ from videos import write_video
 from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle, sha256_of
-from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.judge import Replies, divergence, judge
-from prunevid.calibration.linears import find_linears, load_graph, read_rows
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.linears import find_linears, load_graph, read_rows
+from prunevid.calibration.quantize.recipes import RECIPES
+from prunevid.calibration.quantize.rewrite import TREATMENTS
+from prunevid.calibration.quantize.schemes import ArrayMatrix
+from prunevid.calibration.quantize.store import InputScaling
 from prunevid.calibration.questions import (
     AskedVideo,
     Question,
@@ -27,10 +31,6 @@ from prunevid.calibration.questions import (
     read_questions,
     split,
 )
-from prunevid.calibration.recipes import RECIPES
-from prunevid.calibration.rewrite import TREATMENTS
-from prunevid.calibration.schemes import ArrayMatrix
-from prunevid.calibration.store import InputScaling
 from prunevid.runtime import load
 
 ROOT = Path(__file__).parents[1]

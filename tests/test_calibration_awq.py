@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunevid.bundle import open_bundle
-from prunevid.calibration.activations import input_groups, observe
-from prunevid.calibration.awq import POWERS, ScaledMatrix, candidate_scales, find_scale, output_errors
-from prunevid.calibration.calibrate import Settings, calibrate
-from prunevid.calibration.linears import find_linears, load_graph
+from prunevid.calibration.quantize.activations import input_groups, observe
+from prunevid.calibration.quantize.awq import POWERS, ScaledMatrix, candidate_scales, find_scale, output_errors
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.linears import find_linears, load_graph
+from prunevid.calibration.quantize.recipes import RECIPES
+from prunevid.calibration.quantize.rewrite import TREATMENTS
+from prunevid.calibration.quantize.schemes import ArrayMatrix, Int4Blocks
+from prunevid.calibration.quantize.watched import watch_input
 from prunevid.calibration.questions import AskedVideo, split
-from prunevid.calibration.recipes import RECIPES
-from prunevid.calibration.rewrite import TREATMENTS
-from prunevid.calibration.schemes import ArrayMatrix, Int4Blocks
-from prunevid.calibration.watched import watch_input
 from prunevid.runtime import load
 
 RNG = np.random.default_rng(7)

@@ -23,7 +23,7 @@ CALIBRATE = """
 import os, resource, signal, sys
 from pathlib import Path
 from prunevid.errors import PruneVidError
-from prunevid.calibration.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import find_videos
 

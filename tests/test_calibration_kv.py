@@ -16,8 +16,8 @@ from benchmarks.kv_attention import Decoder, attention
 from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle, write_manifest
-from prunevid.calibration.calibrate import Settings, calibrate
-from prunevid.calibration.kv_int8 import Scales, put_int8_cache, scales_of
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.kv_int8 import Scales, put_int8_cache, scales_of
 from prunevid.calibration.questions import AskedVideo, Question
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.ort import check_onnxruntime

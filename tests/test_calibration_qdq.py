@@ -24,13 +24,13 @@ from onnx import numpy_helper
 
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.calibration.calibrate import Settings, calibrate
-from prunevid.calibration.linears import find_linears, load_graph, read_rows
-from prunevid.calibration.qdq_schemes import Float8Activations, Float8PerChannel, Int4PerBlock, Int8Activations
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.linears import find_linears, load_graph, read_rows
+from prunevid.calibration.quantize.qdq_schemes import Float8Activations, Float8PerChannel, Int4PerBlock, Int8Activations
+from prunevid.calibration.quantize.recipes import RECIPES
+from prunevid.calibration.quantize.schemes import ArrayMatrix, Int8PerChannel
+from prunevid.calibration.quantize.smooth import candidate_scales, find_smoothing
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.recipes import RECIPES
-from prunevid.calibration.schemes import ArrayMatrix, Int8PerChannel
-from prunevid.calibration.smooth import candidate_scales, find_smoothing
 from prunevid.export import export
 from prunevid.export.engine.builder import build
 from prunevid.export.tensorrt_lint import unsupported

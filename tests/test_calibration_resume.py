@@ -11,10 +11,10 @@ import pytest
 from asked import asked_videos
 
 from prunevid.bundle import open_bundle
-from prunevid.calibration.calibrate import Calibrated, Settings, calibrate
 from prunevid.calibration.progress import Silent
+from prunevid.calibration.quantize.calibrate import Calibrated, Settings, calibrate
+from prunevid.calibration.quantize.sensitivity import FloatChoice
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.sensitivity import FloatChoice
 from prunevid.calibration.workspace import Workspace
 
 SETTINGS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prunevid.calibration.calibrate import Settings, calibrate
 from prunevid.calibration.cli import report
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.questions import AskedVideo
 from prunevid.runtime.backends.ort import ask_for_exact_int8, session_options
 from prunevid.runtime.machine import has_exact_int8

@@ -271,7 +271,7 @@ def test_a_lock_without_the_systems_help_goes_by_the_process(tmp_path: Path, mon
 CALIBRATING = """
 import sys
 from pathlib import Path
-from prunevid.calibration.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import find_videos
 class Waiting(Silent):
@@ -290,7 +290,7 @@ def test_of_two_calibrations_with_one_output_the_second_is_told_of_the_first(
 ) -> None:
     from asked import asked_videos
 
-    from prunevid.calibration.calibrate import Settings, calibrate
+    from prunevid.calibration.quantize.calibrate import Settings, calibrate
     from prunevid.calibration.questions import find_videos
 
     (tmp_path / "videos").mkdir()

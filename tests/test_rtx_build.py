@@ -16,8 +16,8 @@ from builder_stand_in import ORIN, RtxStandIn, StandIn
 
 from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
+from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
@@ -230,7 +230,7 @@ def test_a_bundle_that_is_quantized_has_the_engines_of_none(path: Path, tmp_path
     build(path, toolkit=StandIn())  # type: ignore[arg-type]
     source = build_rtx(path, RtxStandIn(), "8.9")
     workspace = Workspace(tmp_path / "out", "int8-qdq")
-    with patch("prunevid.calibration.calibrate.observe", drawn):
+    with patch("prunevid.calibration.quantize.calibrate.observe", drawn):
         made = quantize(source, Split((), ()), Settings("int8-qdq"), workspace, Silent())
     assert (made.manifest.engines, made.manifest.rtx_engines) == (None, None)
     assert not [name for name in made.manifest.files if name.endswith(".engine")]

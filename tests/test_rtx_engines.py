@@ -19,11 +19,11 @@ import pytest
 
 from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.calibrate import Settings, quantize
-from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import Silent
+from prunevid.calibration.quantize.calibrate import Settings, quantize
+from prunevid.calibration.quantize.linears import load_graph
+from prunevid.calibration.quantize.store import stored_bytes
 from prunevid.calibration.questions import Split
-from prunevid.calibration.store import stored_bytes
 from prunevid.calibration.workspace import Workspace
 from prunevid.export.engine.builder import build
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
@@ -56,7 +56,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]
         if precision in ("fp32", "fp16"):
             return export("demo", folder / precision, dialect="portable", precision=precision)
         workspace = Workspace(folder / precision, precision)
-        with patch("prunevid.calibration.calibrate.observe", drawn):
+        with patch("prunevid.calibration.quantize.calibrate.observe", drawn):
             return quantize(make("fp16"), Split((), ()), Settings(precision), workspace, Silent())
 
     return make

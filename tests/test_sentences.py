@@ -14,8 +14,8 @@ from PIL import Image
 
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.calibration.budget import Budget
-from prunevid.calibration.search import Grid
+from prunevid.calibration.tuning.budget import Budget
+from prunevid.calibration.tuning.search import Grid
 from prunevid.cli import main
 from prunevid.files import read_blocks
 from prunevid.runtime import SamplingConfig

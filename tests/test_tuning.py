@@ -20,17 +20,17 @@ from videos import write_video
 from demo import world
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.calibration.budget import Budget
-from prunevid.calibration.calibrate import Settings, calibrate
-from prunevid.calibration.front_page import draw_page
 from prunevid.calibration.judge import divergence, normal
-from prunevid.calibration.latency import ROUNDS, measure_ttft
-from prunevid.calibration.pareto import clearly_worse, front, interval, layers
 from prunevid.calibration.progress import Silent
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.questions import AskedVideo, Question, read_questions, split
-from prunevid.calibration.search import Grid, largest_effort, rounds
-from prunevid.calibration.trials import Candidate, Trials
-from prunevid.calibration.tune import Tuned, TuneSettings, tune
+from prunevid.calibration.tuning.budget import Budget
+from prunevid.calibration.tuning.front_page import draw_page
+from prunevid.calibration.tuning.latency import ROUNDS, measure_ttft
+from prunevid.calibration.tuning.pareto import clearly_worse, front, interval, layers
+from prunevid.calibration.tuning.search import Grid, largest_effort, rounds
+from prunevid.calibration.tuning.trials import Candidate, Trials
+from prunevid.calibration.tuning.tune import Tuned, TuneSettings, tune
 from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
 from prunevid.runtime import SamplingConfig, load

@@ -23,9 +23,9 @@ from onnx import helper, numpy_helper
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.bundle.operators import BODY_OPERATORS, FUNCTION_OPERATORS, GRAPH_OPERATORS, OPSETS, full_name
-from prunevid.calibration.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.calibrate import Settings, calibrate
+from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.recipes import RECIPES
 from prunevid.onnx_file import OnnxError, OnnxNode, read_onnx
 from prunevid.runtime import load
 from prunevid.runtime.backends.ort import OrtCpuBackend

@@ -20,8 +20,8 @@ from hostile import edit_manifest, peak_of_opening, record
 
 from prunevid import PruneVidError
 from prunevid.bundle import Manifest, open_bundle
-from prunevid.calibration.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
+from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.chat import ChatPrompt
@@ -487,7 +487,7 @@ def test_a_huge_manifest_is_refused_within_little_memory(copy: Path, kind: str) 
 AS_NOBODY = """
 import os, sys
 from prunevid.bundle import Manifest, open_bundle
-from prunevid.calibration.calibrate import Settings, quantize
+from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from prunevid.calibration.activations import Activations
-from prunevid.calibration.awq import find_scale, scaled_moments
-from prunevid.calibration.compensate import Rounding
-from prunevid.calibration.linears import Linear
-from prunevid.calibration.qdq_schemes import ActivationScheme, Int4PerBlock
-from prunevid.calibration.schemes import Matrix, Scheme
-from prunevid.calibration.smooth import find_smoothing
-from prunevid.calibration.store import InputScaling
+from prunevid.calibration.quantize.activations import Activations
+from prunevid.calibration.quantize.awq import find_scale, scaled_moments
+from prunevid.calibration.quantize.compensate import Rounding
+from prunevid.calibration.quantize.linears import Linear
+from prunevid.calibration.quantize.qdq_schemes import ActivationScheme, Int4PerBlock
+from prunevid.calibration.quantize.schemes import Matrix, Scheme
+from prunevid.calibration.quantize.smooth import find_smoothing
+from prunevid.calibration.quantize.store import InputScaling
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,32 @@ class StaticQdq:
 
     @property
     def text(self) -> str:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         return f"{self.kind} weights, one scale per output; smoothed activations in static {self.kind} (Q/DQ)"
 
     def takes(self, matrix: Matrix) -> bool:
-        """See :class:`prunevid.calibration.rewrite.Treatment`: every matrix."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`: every matrix."""
         return True
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         assert seen is not None  # activation_aware
         scale, step = find_smoothing(matrices, self.scheme, self.inputs, seen)
         return InputScaling(scale, {"step": step, "zero": self.inputs.zero})
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         return self.scheme.quantize(matrix)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         nodes = scaled(x, arrays)
         source = nodes[-1].outputs[0] if nodes else x
         codes = ir.Node("", "QuantizeLinear", [source, arrays["step"], arrays["zero"]])
         return [*nodes, codes, ir.Node("", "DequantizeLinear", [codes.outputs[0], arrays["step"], arrays["zero"]])]
 
     def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         weight = ir.Node("", "DequantizeLinear", [arrays["codes"], arrays["scale"]], [ir.AttrInt64("axis", 1)])
         return [weight, ir.Node("", "MatMul", [x, weight.outputs[0]], name=linear.node.name)]
 
@@ -79,12 +79,12 @@ class BlockInt4Qdq:
 
     @property
     def text(self) -> str:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         aware = ", scaled and rounded by what activations are" if self.activation_aware else ""
         return f"int4 weights{aware}, one scale per block of {self.scheme.block} inputs; activations in float (DQ)"
 
     def takes(self, matrix: Matrix) -> bool:
-        """See :class:`prunevid.calibration.rewrite.Treatment`.
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`.
 
         TensorRT has blocks of 128 and 64 inputs (its page "Quantization Schemes"), and packs pairs of outputs.
         """
@@ -92,19 +92,19 @@ class BlockInt4Qdq:
         return self.scheme.block_of(inputs) is not None and outputs % 2 == 0
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         return fit_int4(matrices, self.scheme, seen) if seen is not None else InputScaling()
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         return self.scheme.quantize(matrix, inputs.rounding)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         return scaled(x, arrays)
 
     def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.rewrite.Treatment`."""
+        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
         block = self.scheme.block_of(linear.weight.shape[0])
         assert block is not None  # takes() said so
         how = [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block)]

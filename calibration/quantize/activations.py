@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.bundle import Bundle
-from prunevid.calibration.linears import Linear, find_linears, load_graph
+from prunevid.calibration.quantize.linears import Linear, find_linears, load_graph
+from prunevid.calibration.quantize.variants import VariantBackend
+from prunevid.calibration.quantize.watched import watch_input
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.variants import VariantBackend
-from prunevid.calibration.watched import watch_input
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.text.sampling import SamplingConfig
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.trials import Candidate, Trials
+from prunevid.calibration.tuning.trials import Candidate, Trials
 from prunevid.calibration.workspace import Workspace
 from prunevid.runtime.answer import Timings
 from prunevid.runtime.session import VideoSession

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prunevid.calibration.front_chart import draw_svg
+from prunevid.calibration.tuning.front_chart import draw_svg
 from prunevid.runtime.profile import units
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -27,7 +27,7 @@ _SETTINGS = ("segment_ratio", "static_threshold", "cluster_ratio", "keep_ratio",
 
 
 def draw_page(data: Mapping[str, Any]) -> str:
-    """The page, of what :func:`prunevid.calibration.tune.to_json` gives: the picture, and a table of the front."""
+    """The page, of what `calibration.tuning.tune.to_json` gives: the picture, and a table of the front."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("front.html").read_text(encoding="utf-8"))
     settings = data["settings"]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from prunevid.calibration.compensate import MOMENT_BLOCK
-from prunevid.calibration.linears import Linear
+from prunevid.calibration.quantize.compensate import MOMENT_BLOCK
+from prunevid.calibration.quantize.linears import Linear
 
 # Every so many rows one is sampled; a prime, so that no pattern of frames is met in step.
 _EVERY = 37

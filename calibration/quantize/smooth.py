@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunevid.calibration.activations import Activations
-from prunevid.calibration.awq import invertible
-from prunevid.calibration.qdq_schemes import ActivationScheme
-from prunevid.calibration.schemes import ArrayMatrix, Matrix, Scheme
+from prunevid.calibration.quantize.activations import Activations
+from prunevid.calibration.quantize.awq import invertible
+from prunevid.calibration.quantize.qdq_schemes import ActivationScheme
+from prunevid.calibration.quantize.schemes import ArrayMatrix, Matrix, Scheme
 
 STRENGTHS = np.linspace(0, 1, 11)
 """Strengths that are tried, besides no smoothing at all."""

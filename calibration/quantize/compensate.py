@@ -28,7 +28,7 @@ class Rounding:
     """Rounds weights of a matrix whose inputs have these second moments.
 
     ``moments``: float32 [ceil(K / 128), 128, 128], the mean of x x^T, as
-    :class:`prunevid.calibration.activations.Activations` has it; channels beyond K are zero.
+    :class:`prunevid.calibration.quantize.activations.Activations` has it; channels beyond K are zero.
     """
 
     def __init__(self, moments: np.ndarray) -> None:

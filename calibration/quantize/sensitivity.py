@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from prunevid.bundle import Bundle
 from prunevid.calibration.judge import divergence
-from prunevid.calibration.linears import load_graph
 from prunevid.calibration.progress import Progress
+from prunevid.calibration.quantize.linears import load_graph
+from prunevid.calibration.quantize.recipes import Recipe
+from prunevid.calibration.quantize.rewrite import TREATMENTS, layers_of, put_quantized
+from prunevid.calibration.quantize.store import WeightStore
+from prunevid.calibration.quantize.variants import VariantBackend
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.recipes import Recipe
-from prunevid.calibration.rewrite import TREATMENTS, layers_of, put_quantized
-from prunevid.calibration.store import WeightStore
-from prunevid.calibration.variants import VariantBackend
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
 from prunevid.runtime.chain import VideoTokens

@@ -14,9 +14,10 @@ import onnx_ir as ir
 
 from prunevid import __version__
 from prunevid.bundle import Bundle, check_target, new_bundle, open_bundle, record_files, write_manifest
-from prunevid.calibration.activations import Activations, input_groups, observe
 from prunevid.calibration.judge import Judgement, ask_all, judge
-from prunevid.calibration.kv_int8 import (
+from prunevid.calibration.progress import Progress, Silent
+from prunevid.calibration.quantize.activations import Activations, input_groups, observe
+from prunevid.calibration.quantize.kv_int8 import (
     LEAST_ONNXRUNTIME,
     Scales,
     check_cache,
@@ -25,13 +26,12 @@ from prunevid.calibration.kv_int8 import (
     retype_cache,
     with_int8_cache,
 )
-from prunevid.calibration.linears import load_graph
-from prunevid.calibration.progress import Progress, Silent
+from prunevid.calibration.quantize.linears import load_graph
+from prunevid.calibration.quantize.recipes import KV_CACHES, RECIPES, Recipe
+from prunevid.calibration.quantize.rewrite import TREATMENTS, layers_of, put_quantized
+from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensitivity
+from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
-from prunevid.calibration.recipes import KV_CACHES, RECIPES, Recipe
-from prunevid.calibration.rewrite import TREATMENTS, layers_of, put_quantized
-from prunevid.calibration.sensitivity import FloatChoice, measure_sensitivity
-from prunevid.calibration.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
@@ -49,8 +49,8 @@ _BACKEND = "ort-cpu"
 class Settings:
     """How to calibrate.
 
-    recipe: one of :data:`prunevid.calibration.recipes.RECIPES`; min_agreement: share of held-out questions, 0 to 1,
-    that the result must answer as the original does, unless ``force``; float_choice: which layers stay in float;
+    recipe: one of :data:`prunevid.calibration.quantize.recipes.RECIPES`; min_agreement: share of held-out questions, 0
+    to 1, that the result must answer as the original does, unless ``force``; float_choice: which layers stay in float;
     max_new_tokens: length of an answer; threads: of the CPU, None for all cores; kv_cache: ``int8``, or ``float`` to
     leave the KV cache as it is.
     """

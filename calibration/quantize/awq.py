@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunevid.calibration.activations import Activations
-from prunevid.calibration.compensate import in_blocks
-from prunevid.calibration.schemes import ArrayMatrix, Block, Matrix, Scheme
+from prunevid.calibration.quantize.activations import Activations
+from prunevid.calibration.quantize.compensate import in_blocks
+from prunevid.calibration.quantize.schemes import ArrayMatrix, Block, Matrix, Scheme
 
 POWERS = np.linspace(0, 1, 11)
 """Powers that are tried; 0 is no scaling."""
@@ -29,22 +29,22 @@ class ScaledMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
         return self.matrix.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
         return self.matrix.dtype
 
     def blocks(self) -> Iterator[Block]:
-        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
         for block in self.matrix.blocks():
             scale = self.scale[block.row : block.row + len(block.values), None]
             yield Block(block.row, block.column, block.values * scale)
 
     def sample(self) -> np.ndarray:
-        """See :class:`prunevid.calibration.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
         scaled: np.ndarray = self.matrix.sample() * self.scale[:, None]
         return scaled
 
@@ -69,9 +69,9 @@ def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, moments: n
     """Mean squared change [S] of a unit row times the matrix, rounded to the nearest with each of ``scales`` [S, K].
 
     With E the change of the matrix and ``moments`` float32 [ceil(K / 128), 128, 128] the mean of x x^T / |x|^2 by
-    blocks of channels (:class:`prunevid.calibration.activations.Activations`), it is the sum of tr(E_b^T M_b E_b): what
-    all rows say, not a sample of them. Products across blocks are left out. Of a wide matrix, a sample of outputs is
-    looked at, and counted for all.
+    blocks of channels (:class:`prunevid.calibration.quantize.activations.Activations`), it is the sum of
+    tr(E_b^T M_b E_b): what all rows say, not a sample of them. Products across blocks are left out. Of a wide matrix, a
+    sample of outputs is looked at, and counted for all.
     """
     sample = matrix.sample()
     errors: np.ndarray = np.empty(len(scales))

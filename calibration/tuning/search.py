@@ -9,10 +9,10 @@ from itertools import product
 import numpy as np
 
 from prunevid.bundle import Bundle
-from prunevid.calibration.pareto import clearly_worse, front, layers
 from prunevid.calibration.progress import Progress
 from prunevid.calibration.questions import AskedVideo
-from prunevid.calibration.trials import Candidate, Outcome, Trials, disabled
+from prunevid.calibration.tuning.pareto import clearly_worse, front, layers
+from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials, disabled
 from prunevid.errors import PruneVidError
 
 _ROUNDS = 4

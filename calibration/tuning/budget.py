@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prunevid.calibration.search import Found
-from prunevid.calibration.trials import Candidate, Outcome
+from prunevid.calibration.tuning.search import Found
+from prunevid.calibration.tuning.trials import Candidate, Outcome
 from prunevid.errors import PruneVidError
 
 

@@ -13,15 +13,15 @@ import numpy as np
 
 from prunevid import __version__
 from prunevid.bundle import Bundle, Manifest, new_bundle, open_bundle, write_manifest
-from prunevid.calibration.budget import Budget, choose, describe, figures
-from prunevid.calibration.calibrate import check_output_is_new, check_questions, readable
 from prunevid.calibration.judge import normal
-from prunevid.calibration.latency import measure_ttft
-from prunevid.calibration.pareto import front, interval
 from prunevid.calibration.progress import Progress, Silent
+from prunevid.calibration.quantize.calibrate import check_output_is_new, check_questions, readable
 from prunevid.calibration.questions import AskedVideo, Split, split
-from prunevid.calibration.search import Found, Grid, candidates, largest_effort, search
-from prunevid.calibration.trials import Candidate, Outcome, Trials, disabled
+from prunevid.calibration.tuning.budget import Budget, choose, describe, figures
+from prunevid.calibration.tuning.latency import measure_ttft
+from prunevid.calibration.tuning.pareto import front, interval
+from prunevid.calibration.tuning.search import Found, Grid, candidates, largest_effort, search
+from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials, disabled
 from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file

@@ -1,0 +1,1 @@
+"""Searching a bundle's pruning settings, and drawing what was found."""

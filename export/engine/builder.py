@@ -81,12 +81,15 @@ def build(
     kept = {} if force else _still_good(destination.usable(opened.manifest), plans)
     with _alone(opened), _staging(opened.path) as folder:
         specs: dict[str, EngineSpec] = {}
+        records: dict[str, FileRecord] = {}
         for plan in plans:
             graph = plan.job.graph
-            specs[graph] = kept.get(graph) or _build_one(
-                opened, plan, folder, destination, progress or _silent, done or _silent
-            )
-        _install(opened, folder, destination, specs)
+            if graph in kept:
+                specs[graph] = kept[graph]
+                continue
+            specs[graph], record = _build_one(opened, plan, folder, destination, progress or _silent, done or _silent)
+            records[specs[graph].file] = record
+        _install(opened, folder, destination, specs, records)
     return open_bundle(opened.path, verify=False)
 
 
@@ -154,7 +157,7 @@ def _still_good(found: dict[str, EngineSpec], plans: list[_Plan]) -> dict[str, E
 
 def _build_one(
     bundle: Bundle, plan: _Plan, folder: Path, destination: Destination, progress: Progress, done: Done
-) -> EngineSpec:
+) -> tuple[EngineSpec, FileRecord]:
     """Build one engine into ``folder``, under the name that it will have in the bundle."""
     graph = plan.job.graph
     progress(graph, "starting", 0, 0)
@@ -162,11 +165,12 @@ def _build_one(
     built = destination.build(
         plan.job, partial, bundle.manifest, lambda what, steps, total: progress(graph, what, steps, total)
     )
+    record = FileRecord(partial.stat().st_size, sha256_of(partial))
     # The name tells one build from the next: a bundle in use keeps its files until its manifest is replaced.
-    name = f"{graph}{destination.mark}.{sha256_of(partial)[:12]}.engine"
+    name = f"{graph}{destination.mark}.{record.sha256[:12]}.engine"
     partial.rename(folder / name)
     done(graph, built)
-    return EngineSpec(name, built.profiles, plan.source)
+    return EngineSpec(name, built.profiles, plan.source), record
 
 
 @contextmanager
@@ -194,13 +198,18 @@ def _staging(bundle: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _install(bundle: Bundle, folder: Path, destination: Destination, engines: dict[str, EngineSpec]) -> None:
+def _install(
+    bundle: Bundle,
+    folder: Path,
+    destination: Destination,
+    engines: dict[str, EngineSpec],
+    records: dict[str, FileRecord],
+) -> None:
     """Move new engines into the bundle, then name them in its manifest, then remove those that it names no longer.
 
     All of it is moved out of ``folder``, which no other bundle has: where one came into the place of this one at any
     moment, moving fails, and what came stays as it is.
     """
-    records = {path.name: FileRecord(path.stat().st_size, sha256_of(path)) for path in folder.iterdir()}
     wanted = {spec.file for spec in engines.values()}
     stale = {spec.file for spec in destination.engines(bundle.manifest).values()} - wanted
     files = {name: record for name, record in bundle.manifest.files.items() if name not in stale} | records

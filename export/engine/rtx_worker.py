@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from prunevid.export.engine.monitor import make_monitor
+
 MODULE = "tensorrt_rtx"
 
 _KIB = 1 << 10
@@ -61,7 +63,7 @@ class Builder:
         profiles: each the corners of ``shapes`` and ``values``, by input.
         """
         config = self.configured(profiles, capabilities)
-        config.progress_monitor = _make_monitor(self._trt, self._tell)
+        config.progress_monitor = make_monitor(self._trt, lambda *step: self._tell({"progress": step}))
         with open(output, "wb") as file:
             writer = _make_writer(self._trt, file)
             built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
@@ -139,29 +141,6 @@ def _make_logger(trt: Any) -> Any:
             return re.sub(r"\[\S+\.(cpp|h):\d+: \w+\] ", "", error)
 
     return Logger()
-
-
-def _make_monitor(trt: Any, tell: Callable[[dict[str, Any]], None]) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        """Passes the builder's outermost phases on."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                self._steps[phase_name] = num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self._steps:
-                tell({"progress": [phase_name, step + 1, self._steps[phase_name]]})
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
-
-    return Monitor()
 
 
 def _make_writer(trt: Any, file: BinaryIO) -> Any:

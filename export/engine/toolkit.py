@@ -15,6 +15,7 @@ from prunevid.engines import EngineDevice, EngineProfile
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.monitor import make_monitor
 from prunevid.export.engine.profiles import recorded
 
 _MIB = 1 << 20
@@ -67,7 +68,7 @@ class Toolkit:
             inputs = [network.get_input(index) for index in range(network.num_inputs)]
             shape_inputs = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
             known = tuple(recorded(manifest, job.graph, profile, shape_inputs) for profile in job.profiles)
-            monitor = self._monitor(progress)
+            monitor = make_monitor(self._trt, progress)
             workspace = settings.workspace
             cache = None if settings.timing_cache is None else os.fspath(settings.timing_cache)
             config = backend.CreateConfig(
@@ -125,32 +126,6 @@ class Toolkit:
                 "engines are built on the device that runs them"
             )
         return values[0]
-
-    def _monitor(self, progress: BuildProgress) -> Any:
-        class Monitor(self._trt.IProgressMonitor):  # type: ignore[name-defined]
-            """Passes TensorRT's outermost phases on. Returning False stops the build."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.interrupted = False
-                self._steps: dict[str, int] = {}
-
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                if parent_phase is None:
-                    self._steps[phase_name] = num_steps
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                try:
-                    if phase_name in self._steps:
-                        progress(phase_name, step + 1, self._steps[phase_name])
-                except KeyboardInterrupt:
-                    self.interrupted = True
-                return not self.interrupted
-
-            def phase_finish(self, phase_name: str) -> None:
-                self._steps.pop(phase_name, None)
-
-        return Monitor()
 
 
 @contextmanager

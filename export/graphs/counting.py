@@ -21,13 +21,18 @@ def earlier(op: Any, size: ir.Value) -> ir.Value:
     return op.Less(op.Unsqueeze(index, [0]), op.Unsqueeze(index, [1]))
 
 
+def count_in_row(op: Any, marks: ir.Value, columns: ir.Value) -> ir.Value:
+    """How many marks stand before each cell in its row; marks float32 [R, W], columns int64 [1] (W), float32 [R, W]."""
+    return op.MatMul(marks, op.Transpose(_as_float(op, earlier(op, columns)), perm=[1, 0]))
+
+
 def count_before(op: Any, marks: ir.Value) -> tuple[ir.Value, ir.Value]:
     """How many marks stand before each cell of a table, row by row, and before each row.
 
     marks: float32 [R, W] of 0 and 1. Returns float32 [R, W] and [R, 1].
     """
     rows, columns = op.Shape(marks, start=0, end=1), op.Shape(marks, start=1, end=2)
-    in_row = op.MatMul(marks, op.Transpose(_as_float(op, earlier(op, columns)), perm=[1, 0]))
+    in_row = count_in_row(op, marks, columns)
     before_row = op.MatMul(_as_float(op, earlier(op, rows)), op.ReduceSum(marks, [1], keepdims=1))
     return op.Add(in_row, before_row), before_row
 

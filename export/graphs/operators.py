@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript._internal.builder import GraphBuilder, build_function, build_graph, make_value
 
-from prunevid.export.graphs.counting import earlier
+from prunevid.export.graphs.counting import count_in_row, earlier
 
 DOMAIN = "prunevid"
 DOMAIN_VERSION = 1
@@ -51,8 +51,7 @@ def dpc_knn(opset: int, neighbours: int) -> ir.Function:
         limit = op.Unsqueeze(clusters, [1])
         cluster = op.Where(op.Less(rank, limit), rank, nearest)
         counted = op.Cast(valid, to=ir.DataType.FLOAT)
-        before = op.Transpose(op.Cast(earlier(op, tokens), to=ir.DataType.FLOAT), perm=[1, 0])
-        in_order = op.Cast(op.MatMul(counted, before), to=ir.DataType.INT64)
+        in_order = op.Cast(count_in_row(op, counted, tokens), to=ir.DataType.INT64)
         size = op.Cast(op.ReduceSum(counted, [1], keepdims=1), to=ir.DataType.INT64)
         keeps_all = op.GreaterOrEqual(limit, size)
         return op.Where(valid, op.Where(keeps_all, in_order, cluster), -1)

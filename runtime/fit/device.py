@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from prunevid.errors import InvalidValueError
 
-__all__ = ["GB", "GIB", "GPU_RESERVED", "RTX_CAPABILITIES", "Device"]
+__all__ = ["GB", "GIB", "RTX_CAPABILITIES", "Device", "card"]
 
 GIB = 2**30
 GB = 10**9
 
-GPU_RESERVED = "1 GB for the CUDA context, TensorRT with its kernels, and a display: an assumption."
+_RESERVED = "1 GB for the CUDA context, TensorRT with its kernels, and a display: an assumption."
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX builds for and that merging, which is float32, runs on."""
@@ -90,3 +90,31 @@ class Device:
     def usable_bytes(self) -> int:
         """Memory for weights, KV cache and activations."""
         return self.memory_bytes - self.reserved_bytes
+
+
+def card(
+    name: str,
+    title: str,
+    gib: int,
+    gb_per_s: float,
+    *,
+    fp32: float,
+    fp16: float,
+    int8: float,
+    compute_capability: str,
+    source: str,
+) -> Device:
+    """A GPU with memory of its own, of which 1 GB is reserved."""
+    return Device(
+        name=name,
+        title=title,
+        memory_bytes=gib * GIB,
+        reserved_bytes=GB,
+        reserved_for=_RESERVED,
+        bandwidth=gb_per_s * 1e9,
+        fp32=fp32,
+        fp16=fp16,
+        int8=int8,
+        compute_capability=compute_capability,
+        source=source,
+    )

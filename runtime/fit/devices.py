@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.fit.device import GB, GIB, GPU_RESERVED, Device
+from prunevid.runtime.fit.device import GB, GIB, Device, card
 from prunevid.runtime.fit.rtx_devices import RTX_DEVICES
 
 __all__ = ["DEVICES", "LOCAL", "Device", "device_named"]
@@ -103,13 +103,11 @@ DEVICES = {
             "1536 CUDA cores (12 SMs), 1200 sparse FP4 TFLOPS, 273 GB/s; 1.53 GHz makes these TFLOPS of 12 SMs.",
         ),
         _thor("thor-128gb", "Jetson T5000 (Thor) 128GB", 128, 2070e12, 20, 1.57, _THOR),
-        Device(
-            name="l4",
-            title="NVIDIA L4",
-            memory_bytes=24 * GIB,
-            reserved_bytes=GB,
-            reserved_for=GPU_RESERVED,
-            bandwidth=300e9,
+        card(
+            "l4",
+            "NVIDIA L4",
+            24,
+            300,
             fp32=30.3e12,
             fp16=121e12,
             int8=242.5e12,
@@ -118,13 +116,11 @@ DEVICES = {
             "sparsity, halved; 300 GB/s.",
         ),
         *RTX_DEVICES,
-        Device(
-            name="h100",
-            title="NVIDIA H100 SXM 80GB",
-            memory_bytes=80 * GIB,
-            reserved_bytes=GB,
-            reserved_for=GPU_RESERVED,
-            bandwidth=3350e9,
+        card(
+            "h100",
+            "NVIDIA H100 SXM 80GB",
+            80,
+            3350,
             fp32=66.9e12,
             fp16=989.4e12,
             int8=1978.9e12,

@@ -8,7 +8,7 @@ INT8 on all of them.
 
 from __future__ import annotations
 
-from prunevid.runtime.fit.device import GB, GIB, GPU_RESERVED, Device
+from prunevid.runtime.fit.device import GB, GIB, Device, card
 
 __all__ = ["RTX_DEVICES"]
 
@@ -32,13 +32,11 @@ def _laptop(
 ) -> Device:
     """A GPU of 8 GB that laptops have at many powers: the rates are those of its boost clock at the highest."""
     clock = sms * ghz * 1e9
-    return Device(
-        name=name,
-        title=title,
-        memory_bytes=8 * GIB,
-        reserved_bytes=GB,
-        reserved_for=GPU_RESERVED,
-        bandwidth=gb_per_s * 1e9,
+    return card(
+        name,
+        title,
+        8,
+        gb_per_s,
         fp32=clock * 256,
         fp16=clock * 512,
         int8=clock * 2048,
@@ -83,39 +81,33 @@ RTX_DEVICES = (
         "798 AI TOPS printed there are sparse FP4 at 2.7 GHz, a clock that the same page does not give: not used. 24 "
         "Gbit/s a pin, so 384 GB/s: TechPowerUp, NVIDIA does not print it. Rates per SM and clock: " + _BLACKWELL + ".",
     ),
-    Device(
-        name="rtx-4090",
-        title="NVIDIA GeForce RTX 4090",
-        memory_bytes=24 * GIB,
-        reserved_bytes=GB,
-        reserved_for=GPU_RESERVED,
-        bandwidth=1008e9,
+    card(
+        "rtx-4090",
+        "NVIDIA GeForce RTX 4090",
+        24,
+        1008,
         fp32=82.6e12,
         fp16=165.2e12,
         int8=660.6e12,
         compute_capability="8.9",
         source=_ADA + ", 1008 GB/s.",
     ),
-    Device(
-        name="rtx-5090",
-        title="NVIDIA GeForce RTX 5090",
-        memory_bytes=32 * GIB,
-        reserved_bytes=GB,
-        reserved_for=GPU_RESERVED,
-        bandwidth=1792e9,
+    card(
+        "rtx-5090",
+        "NVIDIA GeForce RTX 5090",
+        32,
+        1792,
         fp32=104.8e12,
         fp16=209.5e12,
         int8=838e12,
         compute_capability="12.0",
         source=_BLACKWELL + ", 1792 GB/s.",
     ),
-    Device(
-        name="rtx-pro-2000",
-        title="NVIDIA RTX PRO 2000 Blackwell",
-        memory_bytes=16 * GIB,
-        reserved_bytes=GB,
-        reserved_for=GPU_RESERVED,
-        bandwidth=288e9,
+    card(
+        "rtx-pro-2000",
+        "NVIDIA RTX PRO 2000 Blackwell",
+        16,
+        288,
         fp32=17e12,
         fp16=545e12 / 8,
         int8=545e12 / 4,
@@ -123,13 +115,11 @@ RTX_DEVICES = (
         source="NVIDIA's page of the RTX PRO 2000 Blackwell, the desktop card of 70 W: 545 AI TOPS (sparse FP4), 17 "
         "FP32 TFLOPS, 288 GB/s. Dense FP16 is an eighth of sparse FP4, INT8 a quarter, as in " + _BLACKWELL_PRO + ".",
     ),
-    Device(
-        name="rtx-pro-6000",
-        title="NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
-        memory_bytes=96 * GIB,
-        reserved_bytes=GB,
-        reserved_for=GPU_RESERVED,
-        bandwidth=1792e9,
+    card(
+        "rtx-pro-6000",
+        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+        96,
+        1792,
         fp32=126e12,
         fp16=503.8e12,
         int8=1007.6e12,

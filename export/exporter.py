@@ -24,6 +24,7 @@ from prunevid.bundle import (
     record_files,
     write_manifest,
 )
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.export import writer
@@ -42,7 +43,6 @@ from prunevid.export.processor_files import default_preprocessing, read_preproce
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
 from prunevid.export.tensorrt_lint import check_graphs
-from prunevid.preprocessing import Preprocessing
 from prunevid.validation import require_integer
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint_json import find_file, read_json
 from prunevid.export.schema import (
@@ -28,7 +29,6 @@ from prunevid.export.schema import (
     text,
     whole,
 )
-from prunevid.preprocessing import Preprocessing
 from prunevid.validation import is_number
 
 _NESTED = "processor_config.json"

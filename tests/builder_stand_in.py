@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from prunevid.bundle import Manifest
-from prunevid.engines import EngineDevice
+from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.export.engine import profiles as build_profiles
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
 

@@ -21,7 +21,7 @@ import onnxruntime as ort
 from fake_cuda import FakeCuda
 
 from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
-from prunevid.engines import EngineDevice, EngineSet, EngineSpec
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, EngineSpec
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 
 VERSION = "10.16.0.72"

@@ -18,7 +18,7 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import Context, Engine, FakeTensorRt, write_engines
 
 from prunevid.bundle import Bundle, Manifest, open_bundle, write_manifest
-from prunevid.engines import RtxEngineSet
+from prunevid.bundle.sections.engine_sets import RtxEngineSet
 
 VERSION = "1.7.1.116"
 

@@ -29,10 +29,10 @@ from fake_tensorrt_rtx import FakeTensorRtRtx, add_rtx_engines
 
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.engines import EngineDevice
+from prunevid.bundle.sections.engine_sets import EngineDevice
+from prunevid.bundle.sections.quantization import Quantization
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.profiles import limits_of, profiles_of
-from prunevid.quantization import Quantization
 from prunevid.runtime.backends.backend import choose_backend
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.ort import OrtCpuBackend

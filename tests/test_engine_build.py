@@ -19,8 +19,8 @@ from builder_stand_in import ORIN, SHAPE_INPUTS, StandIn
 
 from prunevid import bundle as bundles
 from prunevid.bundle import Manifest, open_bundle
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.cli import main
-from prunevid.engines import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.errors import PruneVidError
 from prunevid.export import tensorrt_operators
 from prunevid.export.engine import builder

@@ -14,8 +14,8 @@ import onnx
 import pytest
 
 from prunevid.bundle import Bundle, Manifest, open_bundle
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineProfile, EngineSet, EngineSpec
 from prunevid.cli import main
-from prunevid.engines import EngineDevice, EngineProfile, EngineSet, EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.check import OutputCheck, check_engines
 from prunevid.export.engine.jobs import BuiltEngine, EngineJob

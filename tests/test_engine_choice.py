@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunevid import PruneVidError
-from prunevid.engines import EngineProfile, EngineSpec, InputRange
+from prunevid.bundle.sections.engine_sets import EngineProfile, EngineSpec, InputRange
 from prunevid.runtime.backends.engine_profiles import choose_profile, largest_past
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
-from prunevid.preprocessing import Preprocessing
 from prunevid.runtime.video.preprocess import preprocess
 
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -20,12 +20,12 @@ from hostile import edit_manifest, peak_of_opening, record
 
 from prunevid import PruneVidError
 from prunevid.bundle import Manifest, open_bundle
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.chat import ChatPrompt
-from prunevid.engines import EngineDevice, EngineSpec
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file
 from prunevid.runtime import load
@@ -492,7 +492,7 @@ from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.chat import ChatPrompt
-from prunevid.engines import EngineDevice, EngineSpec
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file
 from prunevid.runtime import load

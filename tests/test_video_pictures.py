@@ -14,8 +14,8 @@ from ffmpeg import ffmpeg, shown
 from PIL import Image, ImageOps
 from videos import numbered_frame, read_number, write_video
 
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
-from prunevid.preprocessing import Preprocessing
 from prunevid.runtime.video.frames import sample_indices
 from prunevid.runtime.video.preprocess import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
@@ -213,7 +213,7 @@ def test_shrunk_frames_are_preprocessed_as_whole_ones(shape: tuple[int, int, int
 
 _PEAK = """
 import sys
-from prunevid.preprocessing import Preprocessing
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.runtime.video.preprocess import resizer
 from prunevid.runtime.video.sources import read_frames
 half = (0.5, 0.5, 0.5)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from prunevid import __version__
 from prunevid.bundle import Bundle, check_target, new_bundle, open_bundle, record_files, write_manifest
+from prunevid.bundle.sections.quantization import Quantization, QuantizedGraph
 from prunevid.calibration.judge import Judgement, ask_all, judge
 from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.quantize.activations import Activations, input_groups, observe
@@ -36,7 +37,6 @@ from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
-from prunevid.quantization import Quantization, QuantizedGraph
 from prunevid.runtime.pipeline import load
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.runtime.video.preprocess import resizer

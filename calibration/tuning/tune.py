@@ -13,6 +13,7 @@ import numpy as np
 
 from prunevid import __version__
 from prunevid.bundle import Bundle, Manifest, new_bundle, open_bundle, write_manifest
+from prunevid.bundle.sections.tuning import Tuning
 from prunevid.calibration.judge import normal
 from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.quantize.calibrate import check_output_is_new, check_questions, readable
@@ -27,7 +28,6 @@ from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.machine import describe as describe_machine
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.tuning import Tuning
 
 # What may differ between bundles of one model that were exported with different prune layers.
 _MAY_DIFFER = frozenset({"created_by", "prune", "graphs", "files", "engines", "rtx_engines", "quantization", "tuning"})

@@ -17,7 +17,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from prunevid import __version__
 from prunevid.bundle import MANIFEST, Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
-from prunevid.engines import EngineSpec
+from prunevid.bundle.sections.engine_sets import EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.destinations import Destination, RtxGpus, ThisGpu
 from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob

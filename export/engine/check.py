@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunevid.bundle import Bundle, Manifest, TensorSpec
-from prunevid.engines import EngineProfile
+from prunevid.bundle.sections.engine_sets import EngineProfile
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.inputs import make_inputs
 from prunevid.export.engine.toolkit import Toolkit

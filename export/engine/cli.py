@@ -15,7 +15,7 @@ from prunevid.files import check_output
 
 if TYPE_CHECKING:
     from prunevid.bundle import Bundle
-    from prunevid.engines import EngineSpec
+    from prunevid.bundle.sections.engine_sets import EngineSpec
     from prunevid.export.engine.builder import Progress
     from prunevid.export.engine.jobs import BuiltEngine
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx
 
 from prunevid.bundle import Manifest
-from prunevid.engines import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngineSet
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunevid.engines import EngineProfile
+from prunevid.bundle.sections.engine_sets import EngineProfile
 from prunevid.export.engine.profiles import Profile
 
 # Called with what TensorRT is doing, the steps done and the steps that there are.

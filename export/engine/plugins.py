@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from prunevid.bundle import Manifest
-from prunevid.engines import EngineDevice
+from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.profiles import Limits, largest_sizes, profiles_of
 from prunevid.kernels import MAX_FRAMES, MAX_TOKENS

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from prunevid.bundle import Manifest
-from prunevid.engines import EngineProfile, InputRange
+from prunevid.bundle.sections.engine_sets import EngineProfile, InputRange
 from prunevid.errors import PruneVidError
 from prunevid.export.tensorrt_operators import TOPK_LIMIT
 from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunevid.engines import EngineDevice
+from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.errors import PruneVidError
 from prunevid.export import tensorrt_operators
 from prunevid.validation import shown

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.bundle import Manifest
-from prunevid.engines import EngineDevice, EngineProfile
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineProfile
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob

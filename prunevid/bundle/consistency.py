@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunevid.bundle.contract import CHAIN, check_contract
 from prunevid.bundle.manifest import GraphSpec, Manifest
 from prunevid.bundle.names import check_names
-from prunevid.engines import EngineSpec
+from prunevid.bundle.sections.engine_sets import EngineSpec
 from prunevid.validation import shown
 
 _MOST_FILES = 1000

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.bundle.sections.preprocessing import Preprocessing
+from prunevid.bundle.sections.quantization import Quantization
+from prunevid.bundle.sections.tuning import Tuning
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
-from prunevid.engines import EngineSet, EngineSpec, RtxEngineSet
 from prunevid.errors import InvalidValueError
-from prunevid.preprocessing import Preprocessing
-from prunevid.quantization import Quantization
-from prunevid.tuning import Tuning
 from prunevid.validation import require, require_integer, require_text
 
 SCHEMA_VERSION = 1

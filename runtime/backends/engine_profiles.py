@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from math import prod
 
-from prunevid.engines import EngineProfile, EngineSpec, InputRange
+from prunevid.bundle.sections.engine_sets import EngineProfile, EngineSpec, InputRange
 from prunevid.errors import PruneVidError
 
 Shape = tuple[int, ...]

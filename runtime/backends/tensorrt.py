@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prunevid.bundle import Bundle, Manifest
-from prunevid.engines import EngineDevice, EngineSpec, check_device
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec, check_device
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
 from prunevid.runtime.backends.arrays import Array, Slot

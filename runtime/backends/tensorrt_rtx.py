@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunevid.bundle import Bundle, Manifest
-from prunevid.engines import EngineSpec, check_rtx_device
+from prunevid.bundle.sections.engine_sets import EngineSpec, check_rtx_device
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.engine_context import Prepared, Tools
 from prunevid.runtime.backends.kernel_store import KernelStore

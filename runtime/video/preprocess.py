@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
-from prunevid.preprocessing import Preprocessing
 
 __all__ = ["preprocess", "resize", "resizer"]
 

@@ -25,12 +25,12 @@ from test_reference import configs, videos
 from prunevid import PruneConfig, PruneVidError, merge_tokens, select_tokens
 from prunevid.reference import static_group, static_positions
 from prunevid.runtime import Pipeline, load
+from prunevid.runtime.look.style import drawable, font, shortened, token_colours, wrapped
 from prunevid.runtime.show.animation import FRAME_MS, LAST_FRAME_MS
 from prunevid.runtime.show.maps import TokenMaps, display_frames, map_tokens, observe, static_patches
 from prunevid.runtime.show.output import save
 from prunevid.runtime.show.panels import Panels
 from prunevid.runtime.show.sheet import draw_sheet
-from prunevid.runtime.show.style import drawable, font, shortened, token_colours, wrapped
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
-from prunevid.runtime.show.style import BACKGROUND, DYNAMIC, MUTED, STATIC, TEXT, TRACK, Colour, font
+from prunevid.runtime.look.style import BACKGROUND, DYNAMIC, MUTED, STATIC, TEXT, TRACK, Colour, font
 
 WIDTH, HEIGHT = 1200, 470
 _SCALE = 2

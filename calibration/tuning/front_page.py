@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from prunevid.calibration.tuning.front_chart import draw_svg
-from prunevid.runtime.profile import units
+from prunevid.runtime.look import units
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("agreement", "same answer", units.percent),

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from prunevid.runtime.profile import units
-from prunevid.runtime.profile.charts import Axis, Series, Span, line_chart, ticks
+from prunevid.runtime.look import units
+from prunevid.runtime.look.charts import Axis, Series, Span, line_chart, ticks
 from prunevid.runtime.profile.records import STAGES, Comparison, ProfileResult, Variant
 
 __all__ = ["to_html"]

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from prunevid.runtime.profile import units
+from prunevid.runtime.look import units
 from prunevid.runtime.profile.measure import Progress
 from prunevid.runtime.profile.records import (
     STAGES,

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from prunevid.runtime.look.pen import Pen
+from prunevid.runtime.look.style import BACKGROUND, DYNAMIC, MUTED, STATIC, TEXT, TRACK
 from prunevid.runtime.show.header import HEADER_HEIGHT, MARGIN, WIDTH, caption, draw_header
 from prunevid.runtime.show.maps import TokenMaps
 from prunevid.runtime.show.panels import VIEWS, Panels
-from prunevid.runtime.show.pen import Pen
-from prunevid.runtime.show.style import BACKGROUND, DYNAMIC, MUTED, STATIC, TEXT, TRACK
 
 FRAME_MS, LAST_FRAME_MS = 600, 2000
 

@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
     """Ask the question, draw what it kept, and say what was written."""
     output = Path(args.output)
     check_picture(output, args.video, args.bundle)
+    from prunevid.runtime.look.style import drawable
     from prunevid.runtime.pipeline import load
     from prunevid.runtime.show.maps import observe
-    from prunevid.runtime.show.style import drawable
 
     pipeline = load(args.bundle, args.backend, threads=getattr(args, "threads", None))
     settings = prune_settings(args, pipeline.bundle.manifest.prune)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from prunevid.runtime.look.pen import Pen
+from prunevid.runtime.look.style import DYNAMIC, MUTED, STATIC, TEXT, TRACK, heat, shortened, wrapped
 from prunevid.runtime.show.maps import TokenMaps
-from prunevid.runtime.show.pen import Pen
-from prunevid.runtime.show.style import DYNAMIC, MUTED, STATIC, TEXT, TRACK, heat, shortened, wrapped
 
 WIDTH, MARGIN = 900, 24
 HEADER_HEIGHT = 200

@@ -11,10 +11,10 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from prunevid.runtime.look.style import DYNAMIC, STATIC, heat, token_colours
 from prunevid.runtime.show.header import caption
 from prunevid.runtime.show.maps import TokenMaps
 from prunevid.runtime.show.panels import VIEWS, heat_opacity
-from prunevid.runtime.show.style import DYNAMIC, STATIC, heat, token_colours
 
 _JPEG_QUALITY = 85
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from prunevid.runtime.look.style import heat, token_colours
 from prunevid.runtime.show.maps import TokenMaps
-from prunevid.runtime.show.style import heat, token_colours
 
 VIEWS = ("frame", "merged", "attention", "kept")
 

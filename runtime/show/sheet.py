@@ -7,11 +7,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from prunevid.runtime.look.pen import Pen
+from prunevid.runtime.look.style import MUTED, TEXT
 from prunevid.runtime.show.header import HEADER_HEIGHT, MARGIN, WIDTH, caption, draw_header, draw_key
 from prunevid.runtime.show.maps import TokenMaps
 from prunevid.runtime.show.panels import VIEWS, Panels
-from prunevid.runtime.show.pen import Pen
-from prunevid.runtime.show.style import MUTED, TEXT
 from prunevid.runtime.video.sources import sample_indices
 
 # Pixels of the picture for every unit of the layout: sharp on dense displays, and where a page shrinks it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from prunevid.runtime.show.style import BACKGROUND, TEXT, Colour, drawable, font
+from prunevid.runtime.look.style import BACKGROUND, TEXT, Colour, drawable, font
 
 
 class Pen:

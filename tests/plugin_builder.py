@@ -72,7 +72,7 @@ def start(capability: int) -> None:
     """Load TensorRT and register the plugins in this process."""
     from tensorrt_on_cpu import import_tensorrt
 
-    from prunevid.plugins.registration import register
+    from prunevid.export.engine.plugins.registration import register
 
     with tempfile.TemporaryDirectory() as folder:
         import_tensorrt(Path(folder))
@@ -86,7 +86,7 @@ def start(capability: int) -> None:
 
 
 def register_again(capability: int) -> None:
-    from prunevid.plugins.registration import register
+    from prunevid.export.engine.plugins.registration import register
 
     register(capability)
 

@@ -28,8 +28,8 @@ from prunevid.export.engine import cli as build_cli
 from prunevid.export.engine import profiles as build_profiles
 from prunevid.export.engine.builder import build
 from prunevid.export.engine.jobs import BuildSettings
+from prunevid.export.engine.kernels import MAX_FRAMES
 from prunevid.export.engine.targets import LOCAL, TARGETS
-from prunevid.kernels import MAX_FRAMES
 
 GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
 

@@ -16,9 +16,9 @@ from onnx import inliner
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.plugins import is_plugin
+from prunevid.export.engine.plugins.nodes import ATTRIBUTES, NAMESPACE, PLUGINS
 from prunevid.export.engine.profiles import limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser, with_plugins
-from prunevid.plugins.nodes import ATTRIBUTES, NAMESPACE, PLUGINS
 
 GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
 MERGING = {"DpcKnn", "RefineSegments"}

@@ -185,8 +185,8 @@ def test_nothing_to_choose_from_keeps_nothing(run: Run) -> None:
 
 @pytest.mark.parametrize("capability", [87, 89, 90, 110, 120])
 def test_kernels_compile_for_every_target_without_spilling(capability: int) -> None:
-    from prunevid.kernels.__main__ import cases
-    from prunevid.kernels.compiler import TARGETS, measure
+    from prunevid.export.engine.kernels.__main__ import cases
+    from prunevid.export.engine.kernels.compiler import TARGETS, measure
 
     assert capability in TARGETS
     found = list(cases(capability))
@@ -203,14 +203,14 @@ def test_kernels_compile_for_every_target_without_spilling(capability: int) -> N
 
 
 def test_kernels_compile_for_half_precision() -> None:
-    from prunevid.kernels.__main__ import cases
-    from prunevid.kernels.compiler import measure
+    from prunevid.export.engine.kernels.__main__ import cases
+    from prunevid.export.engine.kernels.compiler import measure
 
     assert all(measure(case.kernel).spilled_bytes == 0 for case in cases(87, "bf16"))
 
 
 def test_ptx_has_the_arguments_of_the_kernel_and_no_trace_of_this_machine() -> None:
-    from prunevid.kernels.__main__ import cases
+    from prunevid.export.engine.kernels.__main__ import cases
 
     for case, arguments in zip(cases(90), (5, 5, 3, 5), strict=True):
         ptx = case.kernel.ptx
@@ -222,7 +222,7 @@ def test_ptx_has_the_arguments_of_the_kernel_and_no_trace_of_this_machine() -> N
 
 
 def test_a_gpu_without_kernels_is_refused() -> None:
-    from prunevid.kernels.__main__ import cases
+    from prunevid.export.engine.kernels.__main__ import cases
 
     with pytest.raises(PruneVidError, match="no kernels for sm_72: known are sm_80"):
         next(cases(72))

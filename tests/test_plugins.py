@@ -22,7 +22,7 @@ from test_operators import run as run_body
 
 from prunevid import reference
 from prunevid.errors import PruneVidError
-from prunevid.plugins.nodes import ATTRIBUTES, PLUGINS, plugin_nodes
+from prunevid.export.engine.plugins.nodes import ATTRIBUTES, PLUGINS, plugin_nodes
 
 CAPABILITY = 87
 

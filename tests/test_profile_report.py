@@ -16,8 +16,9 @@ import pytest
 from test_profile_sensors import ORIN_RAILS, board
 
 from prunevid.runtime import Pipeline, load
+from prunevid.runtime.look import units
 from prunevid.runtime.look.charts import Axis, Series, line_chart, ticks
-from prunevid.runtime.profile import ProfileSettings, measure, profile, units
+from prunevid.runtime.profile import ProfileSettings, measure, profile
 from prunevid.runtime.profile.files import to_json
 from prunevid.runtime.profile.jetson import Jetson
 from prunevid.runtime.profile.operators import measure_operators

@@ -29,7 +29,7 @@ def run(device: str, operator: str, *arrays: Array, element: str = "float32", **
     """The operator's result for arrays on a torch device; element: the torch type that the first one is cast to."""
     import torch
 
-    from prunevid.kernels import launch
+    from benchmarks.gpu import launch
 
     first, *others = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
     if first.is_floating_point():

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import launch
 from benchmarks.gpu.merging import Merger
 from benchmarks.gpu.timing import milliseconds
 from prunevid import PruneConfig, reference
-from prunevid.kernels import launch
 
 # Share of a group's positions that change from frame to frame in the random videos.
 _MOVING = 0.4

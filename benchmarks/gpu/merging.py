@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import launch
 from prunevid import PruneConfig
-from prunevid.kernels import launch
 from prunevid.reference import NORM_EPSILON
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
+from benchmarks.gpu import launch
 from benchmarks.gpu.merging import Merged, Merger
 from benchmarks.gpu.timing import Watch
 from benchmarks.torch_pruning import question_scores, run_layers
-from prunevid.kernels import launch
 
 MODELS = Path(__file__).resolve().parents[2] / "export" / "models"
 

@@ -1,12 +1,12 @@
-"""What every kernel takes of every target GPU, without the GPU: ``python -m prunevid.kernels``."""
+"""What every kernel takes of every target GPU, without the GPU: ``python -m prunevid.export.engine.kernels``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from prunevid.kernels import MAX_FRAMES, MAX_TOKENS, dpc_knn, group_topk, refine_segments
-from prunevid.kernels.compiler import TARGETS, CompiledKernel, compile_kernel, measure
+from prunevid.export.engine.kernels import MAX_FRAMES, MAX_TOKENS, dpc_knn, group_topk, refine_segments
+from prunevid.export.engine.kernels.compiler import TARGETS, CompiledKernel, compile_kernel, measure
 
 
 class Case(NamedTuple):

@@ -1,4 +1,9 @@
-"""The ``prunevid`` operators as TensorRT plugins: the one place where the builder talks to :mod:`prunevid.plugins`."""
+"""The ``prunevid`` operators as TensorRT plugins (TensorRT 10.9 or newer), and what the builder asks of them.
+
+`nodes` makes a graph's nodes ready for TensorRT's parser, `registration` registers the plugins that they name with the
+builder of this process. Both work on the machine that the engine is for, so they need neither torch nor transformers:
+`nodes` needs onnx, `registration` TensorRT and Triton. The engine itself needs none of them: it holds the kernels.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,9 @@ import onnx
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.errors import PruneVidError
+from prunevid.export.engine.kernels import MAX_FRAMES, MAX_TOKENS
+from prunevid.export.engine.plugins.nodes import NAMESPACE, PLUGINS, plugin_nodes
 from prunevid.export.engine.profiles import Limits, largest_sizes, profiles_of
-from prunevid.kernels import MAX_FRAMES, MAX_TOKENS
-from prunevid.plugins.nodes import NAMESPACE, PLUGINS, plugin_nodes
 
 # Releases from this one on take plugins written in Python whose compiled kernels become part of the engine.
 FIRST_RELEASE = (10, 9)
@@ -48,7 +53,7 @@ def check_limits(manifest: Manifest, limits: Limits) -> None:
 def register(device: EngineDevice) -> None:
     """Register the plugins with the TensorRT of this process. Raises PruneVidError where Triton is missing."""
     try:
-        from prunevid.plugins.registration import register as register_for
+        from prunevid.export.engine.plugins.registration import register as register_for
     except ModuleNotFoundError as error:
         raise PruneVidError(f"{error.name} is missing: pip install 'prunevid[tensorrt]'") from error
     register_for(int(device.compute_capability.replace(".", "")))

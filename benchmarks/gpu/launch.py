@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import triton
 
 from prunevid.errors import InvalidValueError
-from prunevid.kernels import MAX_FRAMES, MAX_TOKENS
-from prunevid.kernels import dpc_knn as clustering
-from prunevid.kernels import group_topk as selection
-from prunevid.kernels import refine_segments as segments
+from prunevid.export.engine.kernels import MAX_FRAMES, MAX_TOKENS
+from prunevid.export.engine.kernels import dpc_knn as clustering
+from prunevid.export.engine.kernels import group_topk as selection
+from prunevid.export.engine.kernels import refine_segments as segments
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prunevid.errors import PruneVidError
-from prunevid.kernels import MAX_FRAMES, MAX_TOKENS
-from prunevid.plugins.nodes import NAMESPACE
+from prunevid.export.engine.kernels import MAX_FRAMES, MAX_TOKENS
+from prunevid.export.engine.plugins.nodes import NAMESPACE
 
 _registered_for: int | None = None
 
@@ -40,8 +40,8 @@ def _register_dpc_knn(capability: int) -> None:
     import tensorrt as trt
     import tensorrt.plugin as trtp
 
-    from prunevid.kernels import dpc_knn
-    from prunevid.kernels.compiler import compile_kernel
+    from prunevid.export.engine.kernels import dpc_knn
+    from prunevid.export.engine.kernels.compiler import compile_kernel
 
     name = f"{NAMESPACE}::DpcKnn"
 
@@ -89,8 +89,8 @@ def _register_refine_segments(capability: int) -> None:
     import tensorrt as trt
     import tensorrt.plugin as trtp
 
-    from prunevid.kernels import refine_segments
-    from prunevid.kernels.compiler import compile_kernel
+    from prunevid.export.engine.kernels import refine_segments
+    from prunevid.export.engine.kernels.compiler import compile_kernel
 
     name = f"{NAMESPACE}::RefineSegments"
 
@@ -121,8 +121,8 @@ def _register_group_topk(capability: int) -> None:
     import tensorrt as trt
     import tensorrt.plugin as trtp
 
-    from prunevid.kernels import group_topk
-    from prunevid.kernels.compiler import compile_kernel
+    from prunevid.export.engine.kernels import group_topk
+    from prunevid.export.engine.kernels.compiler import compile_kernel
 
     name = f"{NAMESPACE}::GroupTopK"
 

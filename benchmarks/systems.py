@@ -72,6 +72,7 @@ class Chain:
         self.features: Any = None
 
     def vision(self) -> dict[str, Any]:
+        """Encode the frames; seconds of it, and of the merging within it that nothing asked for."""
         from prunevid.runtime.video.preprocess import preprocess
 
         pixels = preprocess(video(self.frames), self.pipeline.preprocessing)
@@ -84,6 +85,7 @@ class Chain:
         return {"vision": elapsed, "merge in vain": (perf_counter() - begin) * self.frames / 4}
 
     def round(self, steps: int, pruned: bool) -> dict[str, Any]:
+        """From the encoded frames to the first token, then `steps` decode steps: seconds by stage, and tokens."""
         from prunevid.runtime import SamplingConfig, Timings, VideoSession
 
         chain, prune = self.pipeline.chain, None
@@ -158,6 +160,7 @@ class Transformers:
         self.model = model.eval()
 
     def vision(self) -> dict[str, Any]:
+        """Encode the frames; seconds of it."""
         from prunevid.runtime.video.preprocess import preprocess
 
         torch = self.torch
@@ -174,6 +177,7 @@ class Transformers:
         return {"vision": elapsed}
 
     def round(self, steps: int, pruned: bool) -> dict[str, Any]:
+        """From the encoded frames to the first token, then `steps` decode steps: seconds by stage, and tokens."""
         with self.torch.inference_mode():
             return self._pruned_round(steps) if pruned else self._unpruned_round(steps)
 

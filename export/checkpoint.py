@@ -292,7 +292,8 @@ class RandomWeights:
         """One block of rows, seeded by its own number, so that any rows can be had without those before them."""
         generator = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode()), block]))
         values = generator.standard_normal((_RANDOM_ROWS, *self._shapes[name][1:]), dtype=np.float32)
-        return values * np.float32(0.02)
+        values *= np.float32(0.02)
+        return values
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:

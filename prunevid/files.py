@@ -140,7 +140,7 @@ def write_output(output: str, text: str) -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: ``\\uXXXX``, two of them for what is beyond U+FFFF."""
+    r"""An error handler of codecs: ``\uXXXX``, two of them for what is beyond U+FFFF."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

@@ -44,8 +44,14 @@ class VideoTokens:
 
 @dataclass(frozen=True)
 class Selection:
-    """What select kept: which visual tokens int64 [R], their hidden states and all text's [1, rows, C], the rows'
-    positions int64 [1, rows], and the KV of llm_pre's layers, cut to those rows."""
+    """What select kept.
+
+    Attributes:
+        kept: Which visual tokens, int64 [R].
+        hidden: Their hidden states and all text's, [1, rows, C].
+        position_ids: The rows' positions, int64 [1, rows].
+        cache: The KV of llm_pre's layers, cut to those rows.
+    """
 
     kept: Array
     hidden: Array

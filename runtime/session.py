@@ -211,8 +211,11 @@ class VideoSession:
         return Prefilled(logits, position, selection.cache, post_cache, counts, pruned=True)
 
     def _score(self, embeds: np.ndarray, timings: Timings, question: _Rows) -> tuple[Array, Array]:
-        """Layers 0 to M over a question's rows [S, C]: hidden states [1, rows, C] and, to choose by, scores [rows] of
-        the prefix and the question."""
+        """Layers 0 to M over a question's rows [S, C].
+
+        Returns:
+            Hidden states [1, rows, C] and, to choose by, scores [rows] of the prefix and the question.
+        """
         with timings.stage("question"):
             hidden, scores = self._run_rows(embeds, len(embeds), question, scored=True)
             assert scores is not None  # they were asked for

@@ -21,8 +21,16 @@ from prunevid.runtime.text.sampling import Sampler, SamplingConfig
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Where decoding begins: the first token's logits [vocab], the position that it will have, and the KV caches of
-    the layers up to M and behind it. turn: to be held while a step runs, since others may want the same caches."""
+    """Where decoding begins.
+
+    Attributes:
+        logits: Of the first token, [vocab].
+        position: That the first token will have.
+        pre_cache: The KV cache of the layers up to M.
+        post_cache: The KV cache of the layers behind M.
+        counts: Tokens at every step.
+        turn: To be held while a step runs, since others may want the same caches.
+    """
 
     logits: np.ndarray
     position: int

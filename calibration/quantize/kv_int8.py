@@ -151,7 +151,8 @@ def is_cache(name: str) -> bool:
 
 def _scale(largest: np.ndarray) -> np.ndarray:
     """A channel that is always zero gets the scale 1."""
-    return np.where(largest > 0, largest / np.float32(_LEVELS), np.float32(1)).astype(np.float32)
+    scale: np.ndarray = np.where(largest > 0, largest / np.float32(_LEVELS), np.float32(1))
+    return scale.astype(np.float32)
 
 
 def _attentions(model: ir.Model) -> list[ir.Node]:
@@ -202,8 +203,13 @@ class _Tape(Tape):
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all layers of a graph share: whether there is one row; the rows in the cache before this run, int64 [1];
-    where new rows go, int64 [1, kv_heads, S, 3]."""
+    """What all layers of a graph share.
+
+    Attributes:
+        is_one_row: Whether there is one row.
+        past: The rows in the cache before this run, int64 [1].
+        index: Where new rows go, int64 [1, kv_heads, S, 3].
+    """
 
     is_one_row: ir.Value
     past: ir.Value

@@ -12,8 +12,12 @@ from prunevid.errors import PruneVidError
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits that settings must keep, all of them: share of the visual tokens kept, milliseconds to the first token
-    (median, vision included), share of the questions answered as without pruning. At least one is given.
+    """Limits that settings must keep, all of them; at least one is given.
+
+    Attributes:
+        max_tokens: Share of the visual tokens kept.
+        max_ttft_ms: Milliseconds to the first token (median, vision included).
+        min_agreement: Share of the questions answered as without pruning.
 
     Raises:
         PruneVidError: when none is given, or one is out of range.

@@ -51,8 +51,11 @@ class Found:
 
 
 def candidates(bundles: Sequence[Bundle], grid: Grid) -> list[Candidate]:
-    """Each bundle's present settings, no pruning, and the grid over every bundle. Raises PruneVidError where a value
-    is out of range."""
+    """Each bundle's present settings, no pruning, and the grid over every bundle.
+
+    Raises:
+        PruneVidError: A value is out of range.
+    """
     found = [Candidate(index, bundle.manifest.prune) for index, bundle in enumerate(bundles)]
     found.append(Candidate(0, disabled(bundles[0].manifest.prune)))
     names = [field.name for field in fields(grid)]
@@ -80,11 +83,11 @@ def largest_effort(count: int, fixed: int, videos: Sequence[AskedVideo]) -> int:
 
 
 def search(trials: Trials, wanted: Sequence[Candidate], videos: Mapping[str, AskedVideo], progress: Progress) -> Found:
-    """Try ``wanted`` on the videos, dropping about half of them after every round; every bundle's present settings and
-    no pruning stay.
+    """Try `wanted` on the videos, dropping about half of them after every round.
 
-    After a round, a setting is dropped that another one clearly beats (:func:`clearly_worse`) at no more tokens and
-    FLOPs; then the half stays that is nearest to a front over tokens or FLOPs.
+    Every bundle's present settings and no pruning stay. After a round, a setting is dropped that another one clearly
+    beats (`clearly_worse`) at no more tokens and FLOPs; then the half stays that is nearest to a front over tokens or
+    FLOPs.
     """
     names = list(videos)
     stay = [c for c in wanted if c.prune == trials.bundles[c.bundle].manifest.prune or c.prune.is_disabled]

@@ -46,9 +46,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a setting did on questions, one entry each: the greedy answer, whether it is the unpruned one's, KL(unpruned
-    || pruned) of the first token in nats, shares of the visual tokens merged and kept, and the language model's FLOPs
-    up to the first token."""
+    """What a setting did on questions, one entry each.
+
+    Attributes:
+        texts: The greedy answer.
+        same: Whether it is the unpruned one's.
+        divergences: KL(unpruned || pruned) of the first token, in nats.
+        merged: Share of the visual tokens left by merging.
+        kept: Share of the visual tokens kept.
+        flops: Of the language model, up to the first token.
+    """
 
     texts: tuple[str, ...]
     same: np.ndarray

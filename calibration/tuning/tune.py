@@ -36,8 +36,16 @@ _SAME_PRUNE = ("neighbours", "min_cluster_tokens", "selection")
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How to tune: the budget, the values to try, the least share of held-out questions answered as without pruning
-    (unless ``force``), the length of an answer, and threads of the CPU (None for all cores)."""
+    """How to tune.
+
+    Attributes:
+        budget: What the chosen settings must keep.
+        grid: The values to try.
+        least_held_out: The least share of held-out questions answered as without pruning, unless `force`.
+        force: Write the settings even if they do less.
+        max_new_tokens: The length of an answer.
+        threads: Of the CPU, None for all cores.
+    """
 
     budget: Budget
     grid: Grid = field(default_factory=Grid)
@@ -77,13 +85,22 @@ def tune(
     progress: Progress | None = None,
     on_front: Callable[[dict[str, Any]], None] | None = None,
 ) -> Tuned:
-    """Search pruning settings for the bundles at ``sources``, which differ in prune_layer only, and write the one with
-    the best prune_layer to ``output``, with the chosen settings in its manifest.
+    """Search pruning settings, and write the bundle with the best prune_layer, with them in its manifest.
 
-    on_front: is given all that was found (:func:`to_json`), even where nothing keeps the budget. A run that is
-    killed goes on where it was when it is started again, as does one with another budget. Raises PruneVidError where
-    the bundles are not of one model, too few videos can be read, no setting keeps the budget, the chosen one does too
-    little on held-out questions, or ``output`` exists or cannot be written; then there is nothing at ``output``.
+    A run that is killed goes on where it was when it is started again, as does one with another budget.
+
+    Args:
+        sources: Bundles that differ in prune_layer only.
+        videos: With the questions to ask.
+        output: Where the bundle is written.
+        settings: How to tune.
+        progress: Told of what is done.
+        on_front: Is given all that was found (`to_json`), even where nothing keeps the budget.
+
+    Raises:
+        PruneVidError: The bundles are not of one model, too few videos can be read, no setting keeps the budget, the
+            chosen one does too little on held-out questions, or `output` exists or cannot be written; then there is
+            nothing at `output`.
     """
     progress = progress or Silent()
     SamplingConfig(max_new_tokens=settings.max_new_tokens)  # refuses what is no number of tokens
@@ -269,8 +286,10 @@ def _check_agreement(chosen: Judged, settings: TuneSettings, workspace: Workspac
 
 
 def _write(source: Bundle, output: Path, chosen: Judged, budget: Budget, progress: Progress) -> Bundle:
-    """Copy a bundle with other settings in its manifest. Its engines stay: settings are inputs of graphs, and what
-    engines take at most does not depend on them."""
+    """Copy a bundle with other settings in its manifest.
+
+    Its engines stay: settings are inputs of graphs, and what engines take at most does not depend on them.
+    """
     outcome = chosen.outcome
     tuning = Tuning(
         max_tokens=budget.max_tokens,

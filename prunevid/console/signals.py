@@ -33,8 +33,12 @@ class Stopping:
     """
 
     def __init__(self, last: bool) -> None:
-        """``last``: the process ends with the block. Ctrl-C is ignored from there on: the traceback of a process that
-        is ending anyway helps nobody."""
+        """Nothing is caught before the block is entered.
+
+        Args:
+            last: The process ends with the block. Ctrl-C is ignored from there on: the traceback of a process that is
+                ending anyway helps nobody.
+        """
         self.number: int | None = None
         self.word = ""
         self._last = last

@@ -87,8 +87,14 @@ class TensorRtBackend:
     def __init__(
         self, bundle: Bundle, product: Product | None = None, *, cuda: Cuda | None = None, trt: Any = None
     ) -> None:
-        """``product``: whose engines, by default TensorRT's. ``cuda``, ``trt``: the GPU and the product's module, by
-        default those that are installed."""
+        """Open the bundle's engines.
+
+        Args:
+            bundle: With engines for this device.
+            product: Whose engines, by default TensorRT's.
+            cuda: The GPU, by default what is installed.
+            trt: The product's module, by default the one that is installed.
+        """
         product = product or TensorRt()
         engines = product.engines(bundle.manifest)
         if engines is None:

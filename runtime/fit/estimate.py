@@ -198,8 +198,15 @@ class _Roofline:
         self._bandwidth = device.bandwidth * device.bandwidth_efficiency
 
     def seconds(self, moved: float, *, vision: float = 0, linear: float = 0, wide: float = 0, fp32: float = 0) -> float:
-        """The longer of moving so many bytes, and of these FLOPs: in linear layers of the tower and of the language
-        model, in attention, and in float32."""
+        """The longer of moving so many bytes, and of computing these FLOPs.
+
+        Args:
+            moved: Bytes.
+            vision: FLOPs in linear layers of the tower.
+            linear: FLOPs in linear layers of the language model.
+            wide: FLOPs in attention.
+            fp32: FLOPs in float32.
+        """
         computed = vision / self._vision + linear / self._linear + wide / self._wide + fp32 / self._fp32
         return max(computed, moved / self._bandwidth)
 

@@ -189,8 +189,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Load:
-    """How a bundle was loaded: with how many CPU threads (None: one per core), and seconds of checking its files and
-    of making its graphs ready."""
+    """How a bundle was loaded.
+
+    Attributes:
+        threads: How many CPU threads; None: one per core.
+        verify_s: Seconds of checking its files.
+        graphs_s: Seconds of making its graphs ready.
+    """
 
     threads: int | None
     verify_s: float

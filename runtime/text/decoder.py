@@ -42,8 +42,7 @@ class StreamDecoder:
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that has become final with this token; often empty within a character of several
-        tokens."""
+        """The text that has become final with this token; often empty within a character of several tokens."""
         if token in self._special:
             return ""
         self._pending.append(token)
@@ -91,8 +90,7 @@ class StopMatcher:
         self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Adds text; returns what can be shown now, and whether a stop text has been met (then nothing
-        follows)."""
+        """Adds text; returns what can be shown now, and whether a stop text has been met (then nothing follows)."""
         if self._stopped:
             return "", True
         text = self._held + text

@@ -66,7 +66,7 @@ class OpenVideo:
 
     @property
     def format(self) -> str:
-        """ffmpeg's name of the container's format; of several names, the first."""
+        """The container's format, as ffmpeg names it; of several names, the first."""
         return str(self.container.format.name).split(",")[0]
 
     def packets(self) -> Iterator[Any]:

@@ -36,8 +36,10 @@ UPRIGHT = Orientation()
 
 
 def orientation_of_matrix(matrix: Sequence[int], where: str) -> Orientation:
-    """What a display matrix says: nine numbers a, b, u, c, d, v, x, y, w, of which a pixel (p, q) is shown at
-    (a p + c q, b p + d q), q counting downwards (ISO/IEC 14496-12, 8.3.2).
+    """What a display matrix says.
+
+    It has nine numbers a, b, u, c, d, v, x, y, w, of which a pixel (p, q) is shown at (a p + c q, b p + d q), q
+    counting downwards (ISO/IEC 14496-12, 8.3.2).
 
     Raises:
         PruneVidError: It turns by something else than quarters.

@@ -29,8 +29,11 @@ _BLOCK_PIXELS = 2**20
 
 
 def sniff_picture(path: Path) -> str | None:
-    """What kind of picture a file holds, whatever its name: "picture", "animation" (read by `read_animation`), or
-    None for what is FFmpeg's: films, GIF, animated PNG, JPEGs one behind the other, and what is no picture.
+    """What kind of picture a file holds, whatever its name.
+
+    Returns:
+        "picture", "animation" (read by `read_animation`), or None for what is FFmpeg's: films, GIF, animated PNG, JPEGs
+        one behind the other, and what is no picture.
 
     Raises:
         PruneVidError: The picture claims absurd dimensions.
@@ -78,8 +81,10 @@ def read_picture(path: Path, shrink: Shrink | None) -> SampledFrames:
 
 
 def _natural_order(path: Path) -> tuple[list[tuple[bool, str, tuple[Fraction, ...]]], str, str]:
-    """Numbers in a name count as numbers, decimals too (t0.25 before t0.5), but versions and dates as their parts
-    (1.9.0 before 1.10.0); signs are separators. Names that are equal so far are in the order of their characters.
+    """Numbers in a name count as numbers, decimals too, but versions and dates as their parts.
+
+    t0.25 comes before t0.5, and 1.9.0 before 1.10.0; signs are separators. Names that are equal so far are in the order
+    of their characters.
     """
     parts = re.split(r"([0-9]+(?:[.,][0-9]+)*)", path.stem.casefold())
     key = [(bool(i % 2), *(_number(part) if i % 2 else (part, ()))) for i, part in enumerate(parts)]

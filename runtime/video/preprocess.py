@@ -1,5 +1,4 @@
-"""Video frames as the vision tower wants them: resized, rescaled and normalised as transformers' processor
-does."""
+"""Video frames as the vision tower wants them: resized, rescaled and normalised as transformers' processor does."""
 
 from __future__ import annotations
 

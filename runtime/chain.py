@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
-from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.runtime.backends.arrays import Array, Slot
 from prunevid.runtime.backends.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer

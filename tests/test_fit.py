@@ -14,6 +14,7 @@ import pytest
 from models import TINY, build_model
 
 from prunevid import PruneConfig, PruneVidError
+from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import open_bundle
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
 from prunevid.export import settings
@@ -21,17 +22,6 @@ from prunevid.export.catalog import KNOWN, known_model, shipped_config
 from prunevid.export.engine.rtx_worker import known_capabilities
 from prunevid.export.engine.targets import rtx_capabilities
 from prunevid.export.families import llava_onevision, text_config
-from prunevid.memory import (
-    FRAMES_AT_ONCE,
-    ROWS_AT_ONCE,
-    held_kv_bytes,
-    loading_bytes,
-    merge_bytes,
-    parameter_counts,
-    prefill_bytes,
-    read_kv_bytes,
-    vision_bytes,
-)
 from prunevid.models import MODELS, ModelShape, model_shape
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.arrays import Array
@@ -41,6 +31,15 @@ from prunevid.runtime.fit.bundle_shape import shape_of
 from prunevid.runtime.fit.device import RTX_CAPABILITIES
 from prunevid.runtime.fit.devices import DEVICES, Device, device_named
 from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, Workload, estimate, workload
+from prunevid.runtime.fit.footprint import (
+    held_kv_bytes,
+    loading_bytes,
+    merge_bytes,
+    parameter_counts,
+    prefill_bytes,
+    read_kv_bytes,
+    vision_bytes,
+)
 from prunevid.runtime.fit.measure import QUESTION, synthetic_video
 from prunevid.runtime.fit.precision import EXPORTED, PRECISIONS, Precision, precisions_of
 

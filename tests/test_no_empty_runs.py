@@ -12,12 +12,12 @@ import pytest
 from videos import write_video
 
 from demo import world
+from prunevid.blocks import FRAMES_AT_ONCE
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.questions import read_questions
 from prunevid.calibration.tuning.budget import Budget
 from prunevid.calibration.tuning.search import Grid
 from prunevid.calibration.tuning.tune import TuneSettings, tune
-from prunevid.memory import FRAMES_AT_ONCE
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtGraph

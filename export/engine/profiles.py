@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineProfile, InputRange
 from prunevid.errors import PruneVidError
 from prunevid.export.tensorrt_operators import TOPK_LIMIT
-from prunevid.memory import FRAMES_AT_ONCE, ROWS_AT_ONCE
 
 # Rows for text: prompt, question and answer together.
 TEXT = 1024

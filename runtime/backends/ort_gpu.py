@@ -14,9 +14,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from prunevid.blocks import ROWS_AT_ONCE
 from prunevid.bundle import Bundle, GraphSpec, Manifest
 from prunevid.errors import PruneVidError
-from prunevid.memory import ROWS_AT_ONCE
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.device_memory import DeviceMemory
 from prunevid.runtime.backends.ort import OrtGraph, open_session, session_options

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunevid.errors import PruneVidError
-from prunevid.memory import parameter_counts
 from prunevid.models import ModelShape
 from prunevid.runtime.fit.device import Device
 from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, estimate, workload
+from prunevid.runtime.fit.footprint import parameter_counts
 from prunevid.runtime.fit.precision import EXPORTED, precisions_of
 
 __all__ = ["Budget", "Pair", "Shares", "make_budget"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.cost import (
     DecoderShape,
     TokenCounts,
@@ -19,9 +20,9 @@ from prunevid.cost import (
     vision_flops,
 )
 from prunevid.errors import PruneVidError
-from prunevid.memory import (
-    FRAMES_AT_ONCE,
-    ROWS_AT_ONCE,
+from prunevid.models import ModelShape
+from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.footprint import (
     ParameterCounts,
     held_kv_bytes,
     loading_bytes,
@@ -31,8 +32,6 @@ from prunevid.memory import (
     read_kv_bytes,
     vision_bytes,
 )
-from prunevid.models import ModelShape
-from prunevid.runtime.fit.device import Device
 from prunevid.runtime.fit.precision import Precision
 
 __all__ = ["ANSWER", "STAGES", "TEXT_AFTER", "TEXT_BEFORE", "Estimate", "Memory", "Workload", "estimate", "workload"]

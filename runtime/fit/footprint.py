@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, kv_bytes
 from prunevid.models import ModelShape
 
 __all__ = [
-    "FRAMES_AT_ONCE",
-    "ROWS_AT_ONCE",
     "ParameterCounts",
     "held_kv_bytes",
     "loading_bytes",
@@ -23,14 +22,6 @@ __all__ = [
     "read_kv_bytes",
     "vision_bytes",
 ]
-
-FRAMES_AT_ONCE = 4
-"""Frames that the vision tower encodes at once: enough rows for full speed, few enough that the activations of a long
-video never exist together."""
-
-ROWS_AT_ONCE = 512
-"""Rows that a decoder segment takes at once. ONNX Runtime's attention computes every score of its rows against all rows
-so far and masks the later ones: in blocks, what lies behind a block is never computed, nor held in memory."""
 
 # Bundles do not say how many heads a tower has; SigLIP so400m has 16 of 72 channels.
 _VISION_HEAD_DIM = 72

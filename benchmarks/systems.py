@@ -131,7 +131,7 @@ class Transformers:
         from prunevid.bundle import open_bundle
         from prunevid.chat import ChatPrompt
         from prunevid.export.catalog import known_model, shipped_config
-        from prunevid.export.checkpoint import RandomWeights
+        from prunevid.export.checkpoint.weights import RandomWeights
         from prunevid.export.families import llava_onevision
 
         torch.set_num_threads(threads)

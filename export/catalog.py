@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint_json import find_file
+from prunevid.export.checkpoint.json_files import find_file
 from prunevid.files import reading
 
 _MODELS = Path(__file__).parent / "models"

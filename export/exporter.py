@@ -29,8 +29,8 @@ from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.export import writer
 from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, shipped_config
-from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
-from prunevid.export.checkpoint_json import read_json
+from prunevid.export.checkpoint.json_files import read_json
+from prunevid.export.checkpoint.weights import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
 from prunevid.export.families import family_of
 from prunevid.export.families.family import Family
 from prunevid.export.families.text_config import head_is_stored, is_tied
@@ -39,10 +39,10 @@ from prunevid.export.graphs.dialects import dialect_named
 from prunevid.export.graphs.merge import FeatureShape, build_merge
 from prunevid.export.graphs.select import build_select
 from prunevid.export.graphs.vision import build_vision_merge
+from prunevid.export.lint.unsupported import check_graphs
 from prunevid.export.processor_files import default_preprocessing, read_preprocessing
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
 from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
-from prunevid.export.tensorrt_lint import check_graphs
 from prunevid.validation import require_integer
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}

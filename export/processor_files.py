@@ -11,8 +11,8 @@ from typing import Any
 
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint_json import find_file, read_json
-from prunevid.export.schema import (
+from prunevid.export.checkpoint.json_files import find_file, read_json
+from prunevid.export.checkpoint.schema import (
     FLAG,
     Rule,
     Section,

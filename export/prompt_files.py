@@ -14,9 +14,9 @@ from typing import Any
 from prunevid.bundle import PromptSpec
 from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint_json import find_file, read_json, read_text
+from prunevid.export.checkpoint.json_files import find_file, read_json, read_text
+from prunevid.export.checkpoint.schema import Section, conform, either, list_of, optional, refuse, text, whole
 from prunevid.export.families.family import ChatFormat
-from prunevid.export.schema import Section, conform, either, list_of, optional, refuse, text, whole
 from prunevid.files import reading
 from prunevid.text.process import TextProcess
 

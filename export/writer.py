@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.bundle import GraphSpec, TensorSpec
-from prunevid.export.checkpoint import StreamedTensor
+from prunevid.export.checkpoint.weights import StreamedTensor
 
 # Called with the number of bytes just written.
 Advance = Callable[[int], None]

@@ -33,7 +33,7 @@ from prunevid.calibration.quantize.smooth import candidate_scales, find_smoothin
 from prunevid.calibration.questions import AskedVideo
 from prunevid.export import export
 from prunevid.export.engine.builder import build
-from prunevid.export.tensorrt_lint import unsupported
+from prunevid.export.lint.unsupported import unsupported
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline

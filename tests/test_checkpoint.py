@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from prunevid import PruneVidError
-from prunevid.export import checkpoint
-from prunevid.export.checkpoint import RandomWeights, SafetensorsWeights, StreamedTensor
+from prunevid.export.checkpoint import weights as weight_reading
+from prunevid.export.checkpoint.weights import RandomWeights, SafetensorsWeights, StreamedTensor
 from prunevid.export.families import llava_onevision
 
 Array = npt.NDArray[Any]
@@ -68,7 +68,7 @@ def test_tensors_are_what_was_saved(tmp_path: Path, stored: str, given: ir.DataT
 def test_blocks_are_the_tensor_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, transpose: bool, block: int
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_BLOCK", block)
+    monkeypatch.setattr(weight_reading, "_BLOCK", block)
     saved = tensors(TORCH[stored])
     save_file(saved, tmp_path / "model.safetensors")
     weights = SafetensorsWeights(tmp_path, ir.DataType.FLOAT, SHAPES)
@@ -513,7 +513,7 @@ def test_random_weights_do_not_depend_on_how_they_are_read(monkeypatch: pytest.M
     weights = RandomWeights(dtype, RANDOM)
     whole = {name: random_bytes(weights.tensor(name)) for name in RANDOM}
     transposed = random_bytes(weights.tensor("x.weight", transpose=True))
-    monkeypatch.setattr(checkpoint, "_BLOCK", 5)
+    monkeypatch.setattr(weight_reading, "_BLOCK", 5)
     again = RandomWeights(dtype, RANDOM)
     for name in reversed(RANDOM):
         assert name == "x_norm.weight" or len(list(again.tensor(name).blocks())) > 1

@@ -12,9 +12,9 @@ import pytest
 
 from prunevid import PruneVidError
 from prunevid.export.catalog import KNOWN, shipped_config
-from prunevid.export.checkpoint_json import find_file, read_json
+from prunevid.export.checkpoint.json_files import find_file, read_json
+from prunevid.export.checkpoint.schema import Section, conform, list_of, number, one_of, whole
 from prunevid.export.families import llava_onevision
-from prunevid.export.schema import Section, conform, list_of, number, one_of, whole
 
 NAN, INFINITY = float("nan"), float("inf")
 # What no key of a kind may be.

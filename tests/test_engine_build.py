@@ -22,7 +22,6 @@ from prunevid.bundle import Manifest, open_bundle
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.cli import main
 from prunevid.errors import PruneVidError
-from prunevid.export import tensorrt_operators
 from prunevid.export.engine import builder
 from prunevid.export.engine import cli as build_cli
 from prunevid.export.engine import profiles as build_profiles
@@ -30,6 +29,7 @@ from prunevid.export.engine.builder import build
 from prunevid.export.engine.jobs import BuildSettings
 from prunevid.export.engine.kernels import MAX_FRAMES
 from prunevid.export.engine.targets import LOCAL, TARGETS
+from prunevid.export.lint import tensorrt
 
 GRAPHS = ("vision_merge", "merge", "llm_pre", "select", "llm_post")
 
@@ -277,12 +277,12 @@ def test_the_device_at_hand_is_taken(path: Path, name: str) -> None:
 def test_a_graph_that_tensorrt_could_not_parse_is_refused_before_anything_is_built(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = tensorrt_operators.operators
+    complete = tensorrt.operators
 
     def without_gemm(release: tuple[int, int]) -> dict[str, frozenset[str]]:
         return {name: types for name, types in complete(release).items() if name != "Gemm"}
 
-    monkeypatch.setattr(tensorrt_operators, "operators", without_gemm)
+    monkeypatch.setattr(tensorrt, "operators", without_gemm)
     toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
     with pytest.raises(
         PruneVidError, match=r"TensorRT 10\.3\.0\.30 cannot parse llm_post: Gemm at .* does not have it"

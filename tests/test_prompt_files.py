@@ -18,7 +18,7 @@ from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.chat import ChatPrompt
 from prunevid.export import export
-from prunevid.export.checkpoint_json import read_json
+from prunevid.export.checkpoint.json_files import read_json
 from prunevid.export.families import llava_onevision
 from prunevid.export.prompt_files import CheckpointPrompt, read_prompt
 

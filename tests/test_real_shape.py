@@ -21,7 +21,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from prunevid.export import prompt_files
 from prunevid.export.catalog import known_model, shipped_config
-from prunevid.export.checkpoint import RandomWeights
+from prunevid.export.checkpoint.weights import RandomWeights
 from prunevid.export.families import llava_onevision
 from prunevid.runtime import Pipeline, SamplingConfig, load
 from prunevid.runtime.stream import AnswerStream

@@ -18,7 +18,7 @@ import torch
 from models import Tiny, build_model, cpu_session, save_checkpoint
 
 from prunevid.cost import DecoderShape
-from prunevid.export.checkpoint import SafetensorsWeights
+from prunevid.export.checkpoint.weights import SafetensorsWeights
 from prunevid.export.families import llava_onevision
 from prunevid.export.graphs.decoder import build_llm_post, build_llm_pre
 from prunevid.export.graphs.dialects import dialect_named

@@ -14,7 +14,7 @@ from rtx_parser import Judge, Question, judge
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.export.engine.profiles import limits_of, profiles_of, ranges_of
 from prunevid.export.engine.rewriting import for_parser
-from prunevid.export.tensorrt_lint import RELEASES, unsupported
+from prunevid.export.lint.unsupported import RELEASES, unsupported
 
 needs.package("torch")
 
@@ -94,7 +94,7 @@ def test_every_release_takes_every_graph(
 
 
 def test_of_the_other_dialect_the_fused_operators_are_refused(demo_bundle: Path, real: Judge) -> None:
-    """TensorRT-RTX's parser takes some of them: see STRICTER in export/lint/rtx.py."""
+    """TensorRT-RTX's parser takes some of them: see STRICTER in export/lint/tensorrt_rtx.py."""
     bundle = open_bundle(demo_bundle, verify=False)
     refused = {}
     for graph, spec in bundle.manifest.graphs.items():

@@ -21,7 +21,7 @@ from onnx.helper import (
 )
 from rtx_parser import Judge, Question, judge
 
-from prunevid.export.tensorrt_lint import unsupported
+from prunevid.export.lint.unsupported import unsupported
 
 needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 

@@ -13,13 +13,14 @@ from onnx import TensorProto, helper
 
 from prunevid.bundle import open_bundle
 from prunevid.errors import PruneVidError
-from prunevid.export import export, tensorrt_operators
+from prunevid.export import export
 from prunevid.export.engine import plugins
 from prunevid.export.engine.destinations import RtxGpus
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
 from prunevid.export.engine.profiles import Profile, Range, limits_of, profiles_of, ranges_of
 from prunevid.export.graphs import operators
-from prunevid.export.tensorrt_lint import RELEASES, refuse_unsupported, unsupported
+from prunevid.export.lint import tensorrt
+from prunevid.export.lint.unsupported import RELEASES, refuse_unsupported, unsupported
 
 OPSET = helper.make_opsetid("", 20)
 
@@ -71,12 +72,12 @@ def test_fused_operators_are_found(tiny_bundle: Callable[[str, str], Path]) -> N
 def test_an_export_that_tensorrt_would_not_take_fails(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = tensorrt_operators.operators
+    complete = tensorrt.operators
 
     def without_gemm(release: tuple[int, int]) -> dict[str, frozenset[str]]:
         return {name: types for name, types in complete(release).items() if name != "Gemm"}
 
-    monkeypatch.setattr(tensorrt_operators, "operators", without_gemm)
+    monkeypatch.setattr(tensorrt, "operators", without_gemm)
     checkpoint, output = str(tiny_checkpoint("qwen2")), tmp_path / "bundle"
     with pytest.raises(PruneVidError, match=r"TensorRT 10\.13 cannot parse llm_post: Gemm at .*does not have it"):
         export("llava-ov", output, checkpoint=checkpoint, dialect="portable")
@@ -189,7 +190,7 @@ def test_versions_that_are_not_known(version: str) -> None:
 
 def test_later_releases_only_add() -> None:
     releases = [(10, 3), (10, 5), (10, 8), (10, 13), (10, 14), (10, 16), (11, 1)]
-    tables = [tensorrt_operators.operators(release) for release in releases]
+    tables = [tensorrt.operators(release) for release in releases]
     for before, after in zip(tables, tables[1:], strict=False):
         assert all(types <= after[name] for name, types in before.items())
     assert len(tables[0]) == 150

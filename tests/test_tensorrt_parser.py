@@ -12,8 +12,8 @@ import pytest
 from onnx_node_cases import Case, node_cases
 from rtx_parser import Judge, Question, judge
 
-from prunevid.export.lint import rtx
-from prunevid.export.tensorrt_lint import unsupported
+from prunevid.export.lint import tensorrt_rtx
+from prunevid.export.lint.unsupported import unsupported
 
 needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 
@@ -70,5 +70,5 @@ def _question(case: Case, build: bool = False) -> Question:
 
 def test_the_docs_have_every_difference() -> None:
     docs = (Path(__file__).parents[1] / "docs" / "tensorrt.md").read_text()
-    for row in (*rtx.MISSING, *rtx.REFUSED, *rtx.TAKEN, *rtx.STRICTER):
+    for row in (*tensorrt_rtx.MISSING, *tensorrt_rtx.REFUSED, *tensorrt_rtx.TAKEN, *tensorrt_rtx.STRICTER):
         assert f"| {row.why} |" in docs

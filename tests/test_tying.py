@@ -18,7 +18,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from prunevid import PruneVidError
 from prunevid.export import export
-from prunevid.export.checkpoint import SafetensorsWeights
+from prunevid.export.checkpoint.weights import SafetensorsWeights
 from prunevid.export.families import llava_onevision, text_config
 from prunevid.runtime import load
 

@@ -16,7 +16,7 @@ from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngin
 from prunevid.export.engine.profiles import Limits, ranges_of
 from prunevid.export.engine.targets import check_precision, check_target, rtx_capabilities
 from prunevid.export.lint.parsers import RTX
-from prunevid.export.tensorrt_lint import refuse_unsupported, release_of
+from prunevid.export.lint.unsupported import refuse_unsupported, release_of
 
 if TYPE_CHECKING:
     from prunevid.export.engine.rtx import RtxToolkit

@@ -14,7 +14,7 @@ from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineProfile, InputRange
 from prunevid.errors import PruneVidError
-from prunevid.export.tensorrt_operators import TOPK_LIMIT
+from prunevid.export.lint.tensorrt import TOPK_LIMIT
 
 # Rows for text: prompt, question and answer together.
 TEXT = 1024

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.errors import PruneVidError
-from prunevid.export import tensorrt_operators
+from prunevid.export.lint import tensorrt
 from prunevid.validation import shown
 
 LOCAL = "local"
@@ -61,7 +61,7 @@ def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> Non
 
     ``local`` is any GPU. release: major and minor number of the TensorRT at hand.
     """
-    oldest = tensorrt_operators.OLDEST
+    oldest = tensorrt.OLDEST
     if name != LOCAL:
         if name not in TARGETS:
             raise PruneVidError(f"the device {shown(name)} is none of {', '.join((LOCAL, *TARGETS, RTX))}")

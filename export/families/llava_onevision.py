@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from prunevid.cost import VisionShape
 from prunevid.errors import PruneVidError
+from prunevid.export.checkpoint.schema import FLAG, Section, conform, either, list_of, one_of, only, refuse, whole
 from prunevid.export.families.family import ChatFormat, TensorNames
 from prunevid.export.families.siglip_config import (
     ACTIVATIONS,
@@ -38,7 +39,6 @@ from prunevid.export.families.text_config import (
 from prunevid.export.graphs.decoder import DecoderSpec
 from prunevid.export.graphs.vision import VisionSpec, hollow
 from prunevid.export.graphs.vision_attention import use_attention
-from prunevid.export.schema import FLAG, Section, conform, either, list_of, one_of, only, refuse, whole
 
 FAMILY = "llava_onevision"
 

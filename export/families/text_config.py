@@ -13,10 +13,7 @@ import numpy as np
 
 from prunevid.cost import DecoderShape
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint import SafetensorsWeights
-from prunevid.export.families.family import TensorNames
-from prunevid.export.graphs.decoder import DecoderSpec
-from prunevid.export.schema import (
+from prunevid.export.checkpoint.schema import (
     FLAG,
     NULL,
     Rule,
@@ -33,6 +30,9 @@ from prunevid.export.schema import (
     text,
     whole,
 )
+from prunevid.export.checkpoint.weights import SafetensorsWeights
+from prunevid.export.families.family import TensorNames
+from prunevid.export.graphs.decoder import DecoderSpec
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary embeddings whose frequencies do not depend on the length of the text.

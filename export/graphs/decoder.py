@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from prunevid.cost import DecoderShape
-from prunevid.export.checkpoint import Weights
+from prunevid.export.checkpoint.weights import Weights
 from prunevid.export.graphs import operators
 from prunevid.export.graphs.dialects import Attended, Dialect, Rope, add_output
 

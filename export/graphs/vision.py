@@ -19,7 +19,7 @@ from onnx_ir import passes
 from onnxscript import optimizer
 
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint import Weights
+from prunevid.export.checkpoint.weights import Weights
 from prunevid.export.graphs import operators
 from prunevid.export.graphs.dialects import add_output
 from prunevid.export.graphs.merge import OPSET, FeatureShape, add_merged, declare_settings

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prunevid.errors import PruneVidError
-from prunevid.export import tensorrt_operators as table
 from prunevid.export.engine import plugins
-from prunevid.export.lint import rtx
+from prunevid.export.lint import tensorrt, tensorrt_rtx
 from prunevid.export.lint.scope import Scope
 
 # How a version of TensorRT-RTX is told from TensorRT's: "rtx-1.7.1.116".
@@ -57,23 +56,23 @@ def parser_of(version: str) -> Parser:
     if version.startswith(RTX):
         return _rtx(version.removeprefix(RTX))
     release = release_of(version)
-    if release < table.OLDEST:
-        raise _too_old("TensorRT", version, table.OLDEST)
-    constants = dict(table.CONSTANT_INPUTS)
-    if release < table.PAD_TAKES_AXES:
+    if release < tensorrt.OLDEST:
+        raise _too_old("TensorRT", version, tensorrt.OLDEST)
+    constants = dict(tensorrt.CONSTANT_INPUTS)
+    if release < tensorrt.PAD_TAKES_AXES:
         constants["Pad"] = (3,)
     return Parser(
         title=f"TensorRT {version}",
-        operators=table.operators(release),
-        opsets=(_OLDEST_OPSET, table.newest_opset(release)),
+        operators=tensorrt.operators(release),
+        opsets=(_OLDEST_OPSET, tensorrt.newest_opset(release)),
         plugins=plugins.available(release),
-        changed=frozenset(name for name, (_, known) in table.CHANGED.items() if release < known),
+        changed=frozenset(name for name, (_, known) in tensorrt.CHANGED.items() if release < known),
         constant_inputs=constants,
-        fixed_attributes=table.FIXED_ATTRIBUTES,
-        topk_most=table.TOPK_LIMIT - 1,
-        int4_blocks=table.INT4_BLOCKS,
-        io_types=table.IO_TYPES,
-        input_types={"Pow": {1: table.operators(release)["Pow"]}, **table.INPUT_TYPES},
+        fixed_attributes=tensorrt.FIXED_ATTRIBUTES,
+        topk_most=tensorrt.TOPK_LIMIT - 1,
+        int4_blocks=tensorrt.INT4_BLOCKS,
+        io_types=tensorrt.IO_TYPES,
+        input_types={"Pow": {1: tensorrt.operators(release)["Pow"]}, **tensorrt.INPUT_TYPES},
     )
 
 
@@ -87,23 +86,25 @@ def release_of(version: str) -> tuple[int, int]:
 
 
 def _rtx(version: str) -> Parser:
-    if release_of(version) < rtx.OLDEST:
-        raise _too_old("TensorRT-RTX", version, rtx.OLDEST)
+    if release_of(version) < tensorrt_rtx.OLDEST:
+        raise _too_old("TensorRT-RTX", version, tensorrt_rtx.OLDEST)
     return Parser(
         title=f"TensorRT-RTX {version}",
-        operators=rtx.operators(table.operators(rtx.BASE)),
+        operators=tensorrt_rtx.operators(tensorrt.operators(tensorrt_rtx.BASE)),
         opsets=None,
         plugins=False,
         changed=frozenset(),
-        constant_inputs={name: places for name, places in table.CONSTANT_INPUTS.items() if name not in rtx.VARIABLE},
-        fixed_attributes={**table.FIXED_ATTRIBUTES, **rtx.FIXED_ATTRIBUTES},
-        topk_most=rtx.TOPK_MOST,
+        constant_inputs={
+            name: places for name, places in tensorrt.CONSTANT_INPUTS.items() if name not in tensorrt_rtx.VARIABLE
+        },
+        fixed_attributes={**tensorrt.FIXED_ATTRIBUTES, **tensorrt_rtx.FIXED_ATTRIBUTES},
+        topk_most=tensorrt_rtx.TOPK_MOST,
         int4_blocks=None,
-        io_types=table.IO_TYPES | rtx.MORE_IO_TYPES,
-        input_types={**table.INPUT_TYPES, **rtx.INPUT_TYPES},
-        code_constants=rtx.CODE_CONSTANTS,
-        least_head=rtx.LEAST_HEAD,
-        read_as=rtx.READ_AS,
+        io_types=tensorrt.IO_TYPES | tensorrt_rtx.MORE_IO_TYPES,
+        input_types={**tensorrt.INPUT_TYPES, **tensorrt_rtx.INPUT_TYPES},
+        code_constants=tensorrt_rtx.CODE_CONSTANTS,
+        least_head=tensorrt_rtx.LEAST_HEAD,
+        read_as=tensorrt_rtx.READ_AS,
     )
 
 

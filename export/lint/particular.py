@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 import onnx
 
-from prunevid.export import tensorrt_operators as table
+from prunevid.export.lint import tensorrt
 from prunevid.export.lint.parsers import Parser
 from prunevid.export.lint.scope import Bounds, Scope
 
@@ -42,7 +42,7 @@ def _quantization(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
             yield "its zero point must be zero"
         if zero not in scope.constants and kind != "float8_e4m3fn":
             yield "its zero point must be a constant"
-    allowed = parser.operators[node.op_type] if node.op_type == "DequantizeLinear" else table.CODES
+    allowed = parser.operators[node.op_type] if node.op_type == "DequantizeLinear" else tensorrt.CODES
     if kind not in allowed:
         yield f"its codes are {kind or 'of unknown type'}: {', '.join(sorted(allowed))} are taken"
     given = (parser.type_of(scope, values), "float32")

@@ -7,8 +7,8 @@ from functools import cache
 
 import onnx
 
-from prunevid.export import tensorrt_operators as table
 from prunevid.export.engine import plugins
+from prunevid.export.lint import tensorrt
 from prunevid.export.lint.parsers import Parser
 from prunevid.export.lint.particular import RULES
 from prunevid.export.lint.scope import Scope
@@ -69,7 +69,7 @@ def node_findings(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterato
     yield from _attributes(node, parser)
     yield from _constants(node, scope, parser)
     yield from _shapes(node, scope)
-    if node.op_type in table.ONE_OUTPUT and any(node.output[1:]):
+    if node.op_type in tensorrt.ONE_OUTPUT and any(node.output[1:]):
         yield "only its first output is taken"
     rule = RULES.get(node.op_type)
     if rule is not None:
@@ -129,7 +129,7 @@ def _attributes(node: onnx.NodeProto, parser: Parser) -> Iterator[str]:
             if (value.decode() if isinstance(value, bytes) else value) not in allowed:
                 yield f"its attribute {name} must be {' or '.join(map(str, allowed))}"
                 break
-    for name in table.REFUSED_ATTRIBUTES.get(node.op_type, ()):
+    for name in tensorrt.REFUSED_ATTRIBUTES.get(node.op_type, ()):
         if name in given:
             yield f"its attribute {name} is not taken"
 

@@ -1,6 +1,6 @@
 """Which nodes of a graph a release of TensorRT or TensorRT-RTX could not parse or build, told without either.
 
-What each takes is data: :mod:`prunevid.export.tensorrt_operators` and :mod:`prunevid.export.lint.rtx`. A graph is
+What each takes is data: :mod:`prunevid.export.lint.tensorrt` and :mod:`prunevid.export.lint.tensorrt_rtx`. A graph is
 looked at as the parser will see it: releases with plugins for the ``prunevid`` operators get their nodes, all others
 the bodies of their functions, written out. Element types and shapes come from ONNX's shape inference.
 """
@@ -17,8 +17,8 @@ from onnx import inliner, shape_inference
 
 from prunevid.bundle import GraphSpec
 from prunevid.errors import PruneVidError
-from prunevid.export import tensorrt_operators as table
 from prunevid.export.engine import plugins
+from prunevid.export.lint import tensorrt
 from prunevid.export.lint.parsers import Parser, parser_of, release_of
 from prunevid.export.lint.rules import ONNX_DOMAINS, node_findings
 from prunevid.export.lint.scope import Bounds, Scope, type_name
@@ -117,7 +117,7 @@ def _opset_findings(model: onnx.ModelProto, parser: Parser) -> Iterator[Finding]
             why = f"is {opset.version}: {parser.opsets[0]} to {parser.opsets[1]} are taken"
             yield Finding(model.graph.name, "opset", why)
         for node in model.graph.node:
-            since, _ = table.CHANGED.get(node.op_type, (opset.version + 1, None))
+            since, _ = tensorrt.CHANGED.get(node.op_type, (opset.version + 1, None))
             if node.op_type in parser.changed and opset.version >= since:
                 yield Finding(node.name, node.op_type, f"changed in opset {since}, which is not known yet")
 
@@ -127,7 +127,7 @@ def _graph_findings(graph: onnx.GraphProto, outer: Scope, parser: Parser) -> Ite
     scope = outer.inside(graph)
     for tensor in graph.initializer:
         kind = type_name(tensor.data_type)
-        if kind not in table.CONSTANT_TYPES:
+        if kind not in tensorrt.CONSTANT_TYPES:
             yield Finding(tensor.name, "initializer", f"constants cannot be {kind or 'of unknown type'}")
     for node in graph.node:
         name = node.name or (node.output[0] if node.output else "")

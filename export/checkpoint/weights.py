@@ -22,7 +22,7 @@ import onnx_ir as ir
 import safetensors
 
 from prunevid.errors import PruneVidError
-from prunevid.export.checkpoint_json import find_file, read_json
+from prunevid.export.checkpoint.json_files import find_file, read_json
 from prunevid.files import reading
 from prunevid.validation import is_integer, without_doubles
 

@@ -15,7 +15,8 @@ from transformers import DynamicCache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from prunevid.config import PruneConfig
-from prunevid.reference import refine_segments, select_tokens
+from prunevid.methods.segments import refine_segments
+from prunevid.methods.selection import select_tokens
 
 
 def merge(features: Tensor, config: PruneConfig) -> tuple[Tensor, Tensor]:

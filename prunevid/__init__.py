@@ -15,18 +15,19 @@ if TYPE_CHECKING:
 
     from prunevid.config import PruneConfig
     from prunevid.errors import PruneVidError
-    from prunevid.reference import MergedTokens, merge_tokens, select_tokens
+    from prunevid.methods.merging import MergedTokens, merge_tokens
+    from prunevid.methods.selection import select_tokens
 
 __version__ = "0.1.0"
 
 __all__ = ["MergedTokens", "PruneConfig", "PruneVidError", "__version__", "merge_tokens", "select_tokens"]
 
 _HOMES = {
-    "MergedTokens": "prunevid.reference",
+    "MergedTokens": "prunevid.methods.merging",
     "PruneConfig": "prunevid.config",
     "PruneVidError": "prunevid.errors",
-    "merge_tokens": "prunevid.reference",
-    "select_tokens": "prunevid.reference",
+    "merge_tokens": "prunevid.methods.merging",
+    "select_tokens": "prunevid.methods.selection",
 }
 
 

@@ -17,8 +17,8 @@ from test_operators import clusterings, is_clear, labelings, selections
 from triton_interpreter import interpreter
 from triton_interpreter import run as run_on
 
-from prunevid import reference
 from prunevid.errors import InvalidValueError, PruneVidError
+from prunevid.methods import clustering, segments, selection
 
 needs.package("triton")
 
@@ -75,7 +75,7 @@ def test_clusters_equal_the_reference(run: Run) -> None:
             if not is_clear(inside, int(number), neighbours, exact):
                 seen[f"near tie {element}"] += 1
                 continue
-            np.testing.assert_array_equal(labels[mask], reference.dpc_knn(inside, int(number), neighbours))
+            np.testing.assert_array_equal(labels[mask], clustering.dpc_knn(inside, int(number), neighbours))
             seen[f"{element} {'on a grid' if exact else 'continuous'}"] += 1
             seen["fewer than k"] += mask.sum() < neighbours
             seen["all kept"] += number == mask.sum()
@@ -91,12 +91,12 @@ def test_clusters_of_many_tokens_equal_the_reference(run: Run, tokens: int) -> N
     clusters, neighbours = tokens // 2, 7
     for seed in count():
         points = np.random.default_rng(seed).integers(0, 4, size=(tokens, 8)).astype(np.float64)
-        squared = reference.squared_distances(points)
+        squared = clustering.squared_distances(points)
         if is_clear(squared, clusters, neighbours, exact=True):
             break
     valid, number = np.ones((1, tokens), np.bool_), np.array([clusters])
     found = run("dpc_knn", squared[None].astype(np.float32), valid, number)
-    np.testing.assert_array_equal(found[0], reference.dpc_knn(squared, clusters, neighbours))
+    np.testing.assert_array_equal(found[0], clustering.dpc_knn(squared, clusters, neighbours))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 20])
@@ -110,8 +110,8 @@ def test_tokens_in_one_place_are_clustered_in_order(run: Run, tokens: int, clust
 
 def test_densities_too_low_for_float32_are_told_apart(run: Run) -> None:
     points = np.array([[0.0], [21.0], [43.0], [66.0], [90.0], [115.0]])
-    squared = reference.squared_distances(points)
-    expected = reference.dpc_knn(squared, 3, 3)
+    squared = clustering.squared_distances(points)
+    expected = clustering.dpc_knn(squared, 3, 3)
     found = run("dpc_knn", squared[None].astype(np.float32), np.ones((1, 6), np.bool_), np.array([3]), neighbours=3)
     np.testing.assert_array_equal(found[0], expected)
 
@@ -137,7 +137,7 @@ def test_segments_equal_the_reference(run: Run) -> None:
     def check(labels: list[int]) -> None:
         found = run("refine_segments", np.array(labels, np.int64))
         assert found.dtype == np.int64
-        assert found.tolist() == reference.refine_segments(labels).tolist()
+        assert found.tolist() == segments.refine_segments(labels).tolist()
 
     check()
 
@@ -147,7 +147,7 @@ def test_segments_of_the_longest_video_equal_the_reference(run: Run) -> None:
     labels = np.repeat(rng.integers(0, 40, size=256), rng.integers(1, 9, size=256))[:256]
     found = run("refine_segments", labels)
     assert found.max() > 10
-    assert found.tolist() == reference.refine_segments(labels).tolist()
+    assert found.tolist() == segments.refine_segments(labels).tolist()
 
 
 # --- GroupTopK ---------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_kept_tokens_equal_the_reference(run: Run) -> None:
         scores = rounded(scores, element)
         found = run("group_topk", scores, group, quota, element=element)
         assert found.dtype == np.int64
-        assert found.tolist() == reference.group_topk(scores, group, quota).tolist()
+        assert found.tolist() == selection.group_topk(scores, group, quota).tolist()
 
     check()
 
@@ -173,7 +173,7 @@ def test_kept_tokens_of_many_equal_the_reference(run: Run, groups: int) -> None:
     scores = rng.integers(0, 50, size=1000).astype(np.float32)
     group, quota = np.sort(rng.integers(0, groups, size=1000)), rng.integers(0, 60, size=groups)
     quota[0] = 300
-    assert run("group_topk", scores, group, quota).tolist() == reference.group_topk(scores, group, quota).tolist()
+    assert run("group_topk", scores, group, quota).tolist() == selection.group_topk(scores, group, quota).tolist()
 
 
 def test_nothing_to_choose_from_keeps_nothing(run: Run) -> None:

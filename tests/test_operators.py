@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import cpu_session
 
-from prunevid import reference
 from prunevid.export.graphs import operators
+from prunevid.methods import clustering, segments, selection
 
 Array = npt.NDArray[Any]
 
-prove = settings(derandomize=True, deadline=None, max_examples=150)
+prove = settings(derandomize=True, deadline=None, max_examples=180)
 seeds = st.integers(0, 2**32 - 1)
 OPSETS = (20, 21)
 NEAR = 1e-5
@@ -112,7 +112,7 @@ def is_clear(squared: Array, clusters: int, neighbours: int, exact: bool) -> boo
         same = gap == 0 if min(count, neighbours) <= 3 else np.zeros_like(gap, dtype=np.bool_)
         if (~same & (gap <= NEAR * np.maximum(mean[:, None], mean[None, :]))).any():
             return False
-    delta = reference._distance_to_denser(squared, np.exp(-mean))
+    delta = clustering.distance_to_denser(squared, np.exp(-mean))
     score = np.exp(-mean) * delta
     order = np.argsort(-score, kind="stable")[: clusters + 1]
     for first, second in zip(order[:-1], order[1:], strict=True):
@@ -139,7 +139,7 @@ def clusterings(draw: st.DrawFn) -> tuple[Array, Array, Array, int, bool]:
         points[..., draw(st.integers(1, 8)) :] = 0
     else:
         points = draw(st.sampled_from([0.1, 1.0, 3.0])) * rng.normal(size=(groups, tokens, 8))
-    squared = np.stack([reference.squared_distances(group) for group in points]).astype(np.float32)
+    squared = np.stack([clustering.squared_distances(group) for group in points]).astype(np.float32)
     valid = rng.random((groups, tokens)) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
     if draw(st.booleans()):
         # What stands in the rows and columns of tokens that are not there must not matter.
@@ -171,7 +171,7 @@ def test_dpc_knn_equals_the_reference() -> None:
             if not is_clear(inside, int(count), neighbours, exact):
                 seen["near tie"] += 1
                 continue
-            expected = reference.dpc_knn(inside, int(count), neighbours)
+            expected = clustering.dpc_knn(inside, int(count), neighbours)
             np.testing.assert_array_equal(labels[mask], expected)
             seen["on a grid" if exact else "continuous"] += 1
 
@@ -189,12 +189,12 @@ def test_tokens_in_one_place_are_clustered_in_order(count: int, clusters: int) -
     squared = np.zeros((1, count, count), np.float32)
     found = run("DpcKnn", squared, np.ones((1, count), np.bool_), np.array([clusters]))[0]
     assert found.tolist() == [index if index < clusters else 0 for index in range(count)]
-    assert found.tolist() == reference.dpc_knn(squared[0], clusters).tolist()
+    assert found.tolist() == clustering.dpc_knn(squared[0], clusters).tolist()
 
 
 def test_groups_do_not_see_each_other() -> None:
     rng = np.random.default_rng(0)
-    squared = np.stack([reference.squared_distances(x) for x in rng.normal(size=(4, 20, 6))])
+    squared = np.stack([clustering.squared_distances(x) for x in rng.normal(size=(4, 20, 6))])
     squared = squared.astype(np.float32)
     valid, clusters = rng.random((4, 20)) < 0.7, np.array([5, 3, 8, 1])
     together = run("DpcKnn", squared, valid, clusters)
@@ -206,10 +206,10 @@ def test_groups_do_not_see_each_other() -> None:
 def test_densities_too_low_for_float32_are_told_apart() -> None:
     # exp(-120) is nought in float32; the order of the centres must not be lost with it.
     points = np.array([[0.0], [21.0], [43.0], [66.0], [90.0], [115.0]])
-    squared = reference.squared_distances(points)
+    squared = clustering.squared_distances(points)
     density = np.exp(-np.sort(squared, axis=1)[:, :3].mean(axis=1))
     assert (density.astype(np.float32) == 0).all()
-    expected = reference.dpc_knn(squared, 3, 3)
+    expected = clustering.dpc_knn(squared, 3, 3)
     found = run("DpcKnn", squared[None].astype(np.float32), np.ones((1, 6), np.bool_), np.array([3]), neighbours=3)
     np.testing.assert_array_equal(found[0], expected)
 
@@ -231,7 +231,7 @@ def labelings(draw: st.DrawFn) -> list[int]:
 def test_segments_equal_the_reference(labels: list[int], opset: int) -> None:
     found = run("RefineSegments", np.array(labels, np.int64), opset=opset)
     assert found.dtype == np.int64
-    assert found.tolist() == reference.refine_segments(labels).tolist()
+    assert found.tolist() == segments.refine_segments(labels).tolist()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_segments_equal_the_reference(labels: list[int], opset: int) -> None:
     ],
 )
 def test_segments_of_chosen_labels_equal_the_reference(labels: list[int]) -> None:
-    assert run("RefineSegments", np.array(labels)).tolist() == reference.refine_segments(labels).tolist()
+    assert run("RefineSegments", np.array(labels)).tolist() == segments.refine_segments(labels).tolist()
 
 
 # --- GroupTopK ---------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def kept_by_body(scores: Array, group: Array, quota: Array, opset: int = 20, mos
 def test_kept_tokens_equal_the_reference(drawn: tuple[Array, Array, Array], opset: int, more: int) -> None:
     scores, group, quota = drawn
     found = kept_by_body(scores, group, quota, opset, int(quota.max()) + more)
-    assert found == reference.group_topk(scores, group, quota).tolist()
+    assert found == selection.group_topk(scores, group, quota).tolist()
 
 
 @pytest.mark.parametrize(
@@ -314,11 +314,11 @@ def test_kept_tokens_of_chosen_scores_equal_the_reference(
     scores: list[float], group: list[int], quota: list[int]
 ) -> None:
     chosen = np.array(scores, np.float32), np.array(group), np.array(quota)
-    assert kept_by_body(*chosen) == reference.group_topk(*chosen).tolist()
+    assert kept_by_body(*chosen) == selection.group_topk(*chosen).tolist()
 
 
 @pytest.mark.parametrize("tokens", [63, 64, 65, 128, 3841, 6272])
 def test_one_group_may_have_any_number_of_tokens(tokens: int) -> None:
     scores = np.random.default_rng(tokens).integers(0, tokens // 2, tokens).astype(np.float32)
     chosen = scores, np.zeros(tokens, np.int64), np.array([2 * tokens // 5])
-    assert kept_by_body(*chosen) == reference.group_topk(*chosen).tolist()
+    assert kept_by_body(*chosen) == selection.group_topk(*chosen).tolist()

@@ -20,9 +20,9 @@ from plugin_builder import Input, Launch
 from test_operators import model_of
 from test_operators import run as run_body
 
-from prunevid import reference
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.plugins.nodes import ATTRIBUTES, PLUGINS, plugin_nodes
+from prunevid.methods import clustering, segments, selection
 
 CAPABILITY = 87
 
@@ -145,7 +145,7 @@ class DpcKnn(OpRun):
         assert valid.dtype == np.int32
         cluster = np.full(valid.shape, -1)
         for group, mask in enumerate(valid != 0):
-            cluster[group, mask] = reference.dpc_knn(squared[group][np.ix_(mask, mask)], clusters[group], neighbours)
+            cluster[group, mask] = clustering.dpc_knn(squared[group][np.ix_(mask, mask)], clusters[group], neighbours)
         return (cluster,)
 
 
@@ -155,7 +155,7 @@ class RefineSegments(OpRun):
     op_domain = "prunevid"
 
     def _run(self, labels: Any, **common: Any) -> Any:
-        return (reference.refine_segments(labels),)
+        return (segments.refine_segments(labels),)
 
 
 class GroupTopK(OpRun):
@@ -165,14 +165,14 @@ class GroupTopK(OpRun):
 
     def _run(self, scores: Any, group: Any, quota: Any, **common: Any) -> Any:
         marks = np.zeros(scores.shape, np.int64)
-        marks[reference.group_topk(scores, group, quota)] = 1
+        marks[selection.group_topk(scores, group, quota)] = 1
         return (marks,)
 
 
 def example(operator: str) -> list[Any]:
     rng = np.random.default_rng(3)
     if operator == "DpcKnn":
-        squared = np.stack([reference.squared_distances(points) for points in rng.normal(size=(3, 20, 4))])
+        squared = np.stack([clustering.squared_distances(points) for points in rng.normal(size=(3, 20, 4))])
         return [squared.astype(np.float32), rng.random((3, 20)) < 0.8, np.array([5, 3, 2])]
     if operator == "RefineSegments":
         return [np.array([0, 0, 0, 2, 1, 1, 0, 1, 1, 1])]

@@ -9,16 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunevid import PruneConfig, PruneVidError, merge_tokens, select_tokens
-from prunevid.reference import (
-    dpc_knn,
-    dynamic_group,
-    group_topk,
-    refine_segments,
-    segment_frames,
-    squared_distances,
-    static_group,
-    static_positions,
-)
+from prunevid.methods.clustering import dpc_knn, squared_distances
+from prunevid.methods.prunevid import dynamic_group, static_group, static_positions
+from prunevid.methods.segments import refine_segments, segment_frames
+from prunevid.methods.selection import group_topk
 
 Array = npt.NDArray[Any]
 

@@ -23,7 +23,7 @@ from prunevid.export.families import llava_onevision
 from prunevid.export.graphs.decoder import build_llm_post, build_llm_pre
 from prunevid.export.graphs.dialects import dialect_named
 from prunevid.export.graphs.select import build_select
-from prunevid.reference import group_topk
+from prunevid.methods.selection import group_topk
 
 Array = npt.NDArray[Any]
 

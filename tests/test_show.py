@@ -23,7 +23,7 @@ from test_cli import prunevid, refused
 from test_reference import configs, videos
 
 from prunevid import PruneConfig, PruneVidError, merge_tokens, select_tokens
-from prunevid.reference import static_group, static_positions
+from prunevid.methods.prunevid import static_group, static_positions
 from prunevid.runtime import Pipeline, load
 from prunevid.runtime.look.style import drawable, font, shortened, token_colours, wrapped
 from prunevid.runtime.show.animation import FRAME_MS, LAST_FRAME_MS

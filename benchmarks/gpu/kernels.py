@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.gpu import launch
 from benchmarks.gpu.merging import Merger
 from benchmarks.gpu.timing import milliseconds
-from prunevid import PruneConfig, reference
+from prunevid import PruneConfig
+from prunevid.methods import clustering, segments, selection
 
 # Share of a group's positions that change from frame to frame in the random videos.
 _MOVING = 0.4
@@ -60,19 +61,19 @@ def check(shape: Shape, seed: int, device: torch.device) -> dict[str, int]:
     for table, mask, count, labels in zip(tables, masks, clusters.tolist(), found, strict=True):
         if count:
             inside = table[np.ix_(mask, mask)]
-            same = np.array_equal(labels[mask], reference.dpc_knn(inside, count, config.neighbours))
+            same = np.array_equal(labels[mask], clustering.dpc_knn(inside, count, config.neighbours))
             near = not same and _has_near_tie(inside, count, config.neighbours)
             seen["groups" if same else "near tie" if near else "wrong"] += 1
     rng = np.random.default_rng(seed)
     for _ in range(5):
         labels = np.repeat(rng.integers(0, 12, shape.frames), rng.integers(1, 6, shape.frames))[: shape.frames]
         segment = launch.refine_segments(torch.from_numpy(labels).to(device)).tolist()
-        seen["videos" if segment == reference.refine_segments(labels).tolist() else "wrong"] += 1
+        seen["videos" if segment == segments.refine_segments(labels).tolist() else "wrong"] += 1
     scores = rng.random(shape.frames * shape.tokens, dtype=np.float32).round(4)
     group = np.sort(rng.integers(0, 2 * shape.frames, len(scores)))
     quota = config.keep_counts(len(scores))[np.bincount(group, minlength=2 * shape.frames)]
     kept = launch.group_topk(*(torch.from_numpy(array).to(device) for array in (scores, group, quota)))
-    seen["selections" if kept.tolist() == reference.group_topk(scores, group, quota).tolist() else "wrong"] += 1
+    seen["selections" if kept.tolist() == selection.group_topk(scores, group, quota).tolist() else "wrong"] += 1
     return dict(seen)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu import launch
 from prunevid import PruneConfig
-from prunevid.reference import NORM_EPSILON
+from prunevid.methods.prunevid import NORM_EPSILON
 
 
 class Merged(NamedTuple):

@@ -3,7 +3,7 @@
 Written for any number of frames T and with shapes that depend on T alone: the groups of tokens that are clustered
 together (a segment's static positions, a frame's dynamic ones) are rows of one padded table of 2T rows, in the order
 of the merged sequence. What depends on the data is left to the ``prunevid`` operators. All of it runs in float32.
-The oracle is :func:`prunevid.reference.merge_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.2.
+The oracle is :func:`prunevid.methods.merging.merge_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.2.
 """
 
 from __future__ import annotations

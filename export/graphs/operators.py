@@ -2,7 +2,7 @@
 
 Each operator has a body of standard ONNX operators (a model-local function), so a graph that uses it runs on
 any ONNX runtime. A backend with a kernel of its own drops the bodies and keeps the nodes. The oracle of all
-three is :mod:`prunevid.reference`.
+three is :mod:`prunevid.methods`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The select graph: keep the visual tokens that the question attends to, and cut hidden states and KV to match.
 
-The oracle is :func:`prunevid.reference.select_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.3.
+The oracle is :func:`prunevid.methods.selection.select_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.3.
 """
 
 from __future__ import annotations

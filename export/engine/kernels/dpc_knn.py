@@ -4,7 +4,7 @@ A thread owns a token, that is a column of the group's table of distances, and t
 neighbouring threads read neighbouring numbers, and what is found for a token (its nearest, its density, its distance
 to a denser one, its rank, its centre) stays in registers without a word to other threads. The table must therefore be
 symmetric, as distances are. It is read three times; the first time fetches it, the others mostly hit a cache.
-Source: PruneVid (arXiv 2412.16117), section 3.2. The oracle is :func:`prunevid.reference.dpc_knn`.
+Source: PruneVid (arXiv 2412.16117), section 3.2. The oracle is :func:`prunevid.methods.clustering.dpc_knn`.
 """
 
 from __future__ import annotations

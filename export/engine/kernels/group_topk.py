@@ -2,7 +2,7 @@
 
 A token is kept if fewer than its group's quota are ahead of it, which every token can count for itself: any number of
 tokens and groups, in any order. The kernel marks the kept tokens.
-Source: PruneVid (arXiv 2412.16117), section 3.3. The oracle is :func:`prunevid.reference.group_topk`.
+Source: PruneVid (arXiv 2412.16117), section 3.3. The oracle is :func:`prunevid.methods.selection.group_topk`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from prunevid.runtime import SamplingConfig, VideoSession, load
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.video.preprocess import preprocess
+from prunevid.runtime.video.pixel_values import preprocess
 
 _SAMPLING = SamplingConfig(max_new_tokens=6)
 _BOOTSTRAP = 10_000

@@ -29,7 +29,7 @@ from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.quantize.qdq import BlockInt4Qdq
 from prunevid.calibration.quantize.recipes import RECIPES, Recipe
 from prunevid.calibration.quantize.rewrite import TREATMENTS, BlockInt4, Treatment
-from prunevid.calibration.quantize.schemes import Int4Blocks
+from prunevid.calibration.quantize.rounding.schemes import Int4Blocks
 from prunevid.calibration.questions import AskedVideo, Question
 from prunevid.export import export
 from prunevid.runtime import SamplingConfig, load

@@ -109,7 +109,7 @@ def quantized_bundles(systems: Sequence[str], bundle: str, folder: Path) -> dict
 
 def _prompt_rows(plan: Plan) -> int:
     """Rows of the whole prompt with nothing pruned."""
-    from prunevid.chat import ChatPrompt
+    from prunevid.text.chat import ChatPrompt
 
     bundle = open_bundle(plan.bundle, verify=False)
     ids = ChatPrompt.of_bundle(bundle).encode(QUESTION)

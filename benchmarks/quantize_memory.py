@@ -29,9 +29,9 @@ from prunevid.bundle import Bundle, open_bundle
 from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.quantize.activations import Activations, input_groups
 from prunevid.calibration.quantize.calibrate import Settings, quantize
-from prunevid.calibration.quantize.compensate import in_blocks
 from prunevid.calibration.quantize.linears import load_graph
 from prunevid.calibration.quantize.recipes import RECIPES
+from prunevid.calibration.quantize.rounding.compensate import in_blocks
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
 

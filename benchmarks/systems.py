@@ -73,7 +73,7 @@ class Chain:
 
     def vision(self) -> dict[str, Any]:
         """Encode the frames; seconds of it, and of the merging within it that nothing asked for."""
-        from prunevid.runtime.video.preprocess import preprocess
+        from prunevid.runtime.video.pixel_values import preprocess
 
         pixels = preprocess(video(self.frames), self.pipeline.preprocessing)
         begin = perf_counter()
@@ -129,10 +129,10 @@ class Transformers:
         from transformers import LlavaOnevisionForConditionalGeneration
 
         from prunevid.bundle import open_bundle
-        from prunevid.chat import ChatPrompt
         from prunevid.export.catalog import known_model, shipped_config
         from prunevid.export.checkpoint.weights import RandomWeights
         from prunevid.export.families import llava_onevision
+        from prunevid.text.chat import ChatPrompt
 
         torch.set_num_threads(threads)
         self.torch, self.frames = torch, frames
@@ -161,7 +161,7 @@ class Transformers:
 
     def vision(self) -> dict[str, Any]:
         """Encode the frames; seconds of it."""
-        from prunevid.runtime.video.preprocess import preprocess
+        from prunevid.runtime.video.pixel_values import preprocess
 
         torch = self.torch
         pixels = preprocess(video(self.frames), self.preprocessing)

@@ -30,7 +30,7 @@ from benchmarks.calibration import answer, calibration_videos, held_out_samples
 from benchmarks.machine import describe
 from benchmarks.report import points, save
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Int8PerChannel
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Int8PerChannel
 from prunevid.export import export
 from prunevid.runtime import load
 from prunevid.runtime.backends.ort import ask_for_exact_int8, session_options

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.bundle import PromptSpec
-from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint.json_files import find_file, read_json, read_text
 from prunevid.export.checkpoint.schema import Section, conform, either, list_of, optional, refuse, text, whole
 from prunevid.export.families.family import ChatFormat
 from prunevid.files import reading
+from prunevid.text.chat import ChatPrompt
 from prunevid.text.process import TextProcess
 
 TOKENIZER = "tokenizer.json"

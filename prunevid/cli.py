@@ -104,7 +104,7 @@ def _framed(prog: str, work: Callable[[], int], command: str | None, *, last: bo
 
     with Stopping(last) as stopped:
         # Only now, so that a signal is expected from the first moment.
-        from prunevid.console.frame import run_framed
+        from prunevid.console.command import run_framed
 
         return run_framed(prog, work, lambda error: _missing(error, command))
     if sys.stderr is not None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.chat import ChatPrompt
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
@@ -18,8 +17,9 @@ from prunevid.runtime.chain import Chain, VideoTokens
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
+from prunevid.text.chat import ChatPrompt
 
 # A path to a video file or to a folder of images, or frames uint8 [T, H, W, 3].
 Video = str | os.PathLike[str] | np.ndarray

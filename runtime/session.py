@@ -15,7 +15,6 @@ from threading import RLock, local
 
 import numpy as np
 
-from prunevid.chat import ChatPrompt
 from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
@@ -25,6 +24,7 @@ from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
 from prunevid.runtime.kv_cache import KvCache
 from prunevid.runtime.stream import AnswerStream, Prefilled
 from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.text.chat import ChatPrompt
 
 # Rows kept free behind a video for a question; a longer one moves the cache once.
 _QUESTION_ROOM = 256

@@ -9,14 +9,14 @@ from time import perf_counter
 
 import numpy as np
 
-from prunevid.chat import ChatPrompt
 from prunevid.cost import TokenCounts, kv_bytes
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, FinishReason, Timings
 from prunevid.runtime.chain import Chain, positions
 from prunevid.runtime.kv_cache import KvCache
-from prunevid.runtime.text.decoder import StopMatcher, StreamDecoder
+from prunevid.runtime.text.detokenizer import StopMatcher, StreamDecoder
 from prunevid.runtime.text.sampling import Sampler, SamplingConfig
+from prunevid.text.chat import ChatPrompt
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prunevid.runtime import SamplingConfig
 from prunevid.runtime.backends.backend import Backend
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
-from prunevid.runtime.video.preprocess import preprocess
+from prunevid.runtime.video.pixel_values import preprocess
 
 Array = npt.NDArray[Any]
 

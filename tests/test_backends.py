@@ -500,7 +500,7 @@ def test_engines_of_tensorrt_rtx_answer_on_a_gpu_as_onnx_runtime_on_the_cpu(
 ) -> None:
     from prunevid.export.engine.builder import build
     from prunevid.export.engine.jobs import BuildSettings
-    from prunevid.runtime.fit.device import RTX_CAPABILITIES
+    from prunevid.runtime.fit.devices.device import RTX_CAPABILITIES
 
     needs.gpu()
     needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")

@@ -21,7 +21,7 @@ from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.quantize.linears import find_linears, load_graph, read_rows
 from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.quantize.rewrite import TREATMENTS
-from prunevid.calibration.quantize.schemes import ArrayMatrix
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix
 from prunevid.calibration.quantize.store import InputScaling
 from prunevid.calibration.questions import (
     AskedVideo,

@@ -21,7 +21,7 @@ from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.quantize.linears import find_linears, load_graph
 from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.quantize.rewrite import TREATMENTS
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Int4Blocks
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Int4Blocks
 from prunevid.calibration.quantize.watched import watch_input
 from prunevid.calibration.questions import AskedVideo, split
 from prunevid.runtime import load

@@ -8,9 +8,9 @@ from activations import activations_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunevid.calibration.quantize.compensate import Rounding
-from prunevid.calibration.quantize.qdq_schemes import Int4PerBlock
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Int4Blocks
+from prunevid.calibration.quantize.rounding.compensate import Rounding
+from prunevid.calibration.quantize.rounding.qdq_schemes import Int4PerBlock
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Int4Blocks
 
 
 def correlated(rng: np.random.Generator, rows: int, inputs: int) -> np.ndarray:

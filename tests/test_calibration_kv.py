@@ -22,7 +22,7 @@ from prunevid.calibration.questions import AskedVideo, Question
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.ort import check_onnxruntime
 from prunevid.runtime.fit.bundle_shape import shape_of
-from prunevid.runtime.fit.devices import device_named
+from prunevid.runtime.fit.devices.cards import device_named
 from prunevid.runtime.fit.estimate import estimate, workload
 from prunevid.runtime.fit.precision import PRECISIONS
 

@@ -26,9 +26,14 @@ from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.quantize.linears import find_linears, load_graph, read_rows
-from prunevid.calibration.quantize.qdq_schemes import Float8Activations, Float8PerChannel, Int4PerBlock, Int8Activations
 from prunevid.calibration.quantize.recipes import RECIPES
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Int8PerChannel
+from prunevid.calibration.quantize.rounding.qdq_schemes import (
+    Float8Activations,
+    Float8PerChannel,
+    Int4PerBlock,
+    Int8Activations,
+)
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Int8PerChannel
 from prunevid.calibration.quantize.smooth import candidate_scales, find_smoothing
 from prunevid.calibration.questions import AskedVideo
 from prunevid.export import export

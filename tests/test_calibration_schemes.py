@@ -12,7 +12,7 @@ import pytest
 
 from prunevid.calibration.quantize.linears import Linear, StoredMatrix, find_linears
 from prunevid.calibration.quantize.rewrite import TREATMENTS, put_quantized
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel, sampled_columns
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Int4Blocks, Int8PerChannel, sampled_columns
 from prunevid.calibration.quantize.store import InputScaling
 from prunevid.runtime.backends.ort import ask_for_exact_int8, session_options
 

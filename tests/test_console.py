@@ -169,7 +169,7 @@ from prunevid.cli import main
 sys.exit(main())
 """
 MODULES = (
-    "prunevid.console.frame", "argparse", "prunevid.runtime.cli", "numpy", "onnxruntime", "av",
+    "prunevid.console.command", "argparse", "prunevid.runtime.cli", "numpy", "onnxruntime", "av",
     "numpy._core._multiarray_umath", "prunevid.runtime.session", "prunevid.runtime.stream",
 )  # fmt: skip
 

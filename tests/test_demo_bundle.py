@@ -23,7 +23,7 @@ from models import cpu_session
 
 from prunevid.runtime import load
 from prunevid.runtime.demo.asking import BUNDLE, CLIP
-from prunevid.runtime.video.preprocess import preprocess
+from prunevid.runtime.video.pixel_values import preprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 TRACED = "vision_merge.onnx"

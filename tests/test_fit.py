@@ -28,8 +28,8 @@ from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtGraph
 from prunevid.runtime.fit.budget import Shares, make_budget, most_frames
 from prunevid.runtime.fit.bundle_shape import shape_of
-from prunevid.runtime.fit.device import RTX_CAPABILITIES
-from prunevid.runtime.fit.devices import DEVICES, Device, device_named
+from prunevid.runtime.fit.devices.cards import DEVICES, Device, device_named
+from prunevid.runtime.fit.devices.device import RTX_CAPABILITIES
 from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, Workload, estimate, workload
 from prunevid.runtime.fit.footprint import (
     held_kv_bytes,

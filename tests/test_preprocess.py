@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
-from prunevid.runtime.video.preprocess import preprocess
+from prunevid.runtime.video.pixel_values import preprocess
 
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -14,7 +14,7 @@ import torch
 
 from prunevid import PruneVidError
 from prunevid.export.processor_files import read_preprocessing
-from prunevid.runtime.video.preprocess import preprocess
+from prunevid.runtime.video.pixel_values import preprocess
 
 SIZE, PATCHES = 72, 81
 SQUARE = {"height": SIZE, "width": SIZE}

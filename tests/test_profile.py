@@ -428,7 +428,7 @@ def test_help_answers_without_the_heavy_modules() -> None:
 def test_profiling_loads_neither_torch_nor_transformers() -> None:
     check = (
         "import sys\nimport prunevid.runtime.profile.report, prunevid.runtime.profile.operators\n"
-        "import prunevid.runtime.profile.terminal, prunevid.runtime.profile.files\n"
+        "import prunevid.runtime.profile.terminal, prunevid.runtime.profile.serialization\n"
         "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from prunevid.runtime.machine import describe
-from prunevid.runtime.profile.jetson import Jetson, find_jetson, parse_tegrastats, total_power
-from prunevid.runtime.profile.nvidia_smi import parse_nvidia_smi
-from prunevid.runtime.profile.telemetry import Telemetry, find_sensors
+from prunevid.runtime.profile.sensors.jetson import Jetson, find_jetson, parse_tegrastats, total_power
+from prunevid.runtime.profile.sensors.nvidia_smi import parse_nvidia_smi
+from prunevid.runtime.profile.sensors.telemetry import Telemetry, find_sensors
 
 # Printed by boards and published by their owners, shortened where nothing is read.
 AGX_ORIN_JETPACK_5 = (

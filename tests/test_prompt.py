@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
-from prunevid.runtime.text.decoder import StopMatcher, StreamDecoder
+from prunevid.runtime.text.detokenizer import StopMatcher, StreamDecoder
+from prunevid.text.chat import ChatPrompt
 
 # As published with llava-hf/llava-onevision-qwen2-*-ov-hf.
 TEMPLATE = (

@@ -16,11 +16,11 @@ from transformers.processing_utils import ProcessorMixin
 
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.chat import ChatPrompt
 from prunevid.export import export
 from prunevid.export.checkpoint.json_files import read_json
 from prunevid.export.families import llava_onevision
 from prunevid.export.prompt_files import CheckpointPrompt, read_prompt
+from prunevid.text.chat import ChatPrompt
 
 JINJA, LEGACY, PROCESSOR = "chat_template.jinja", "chat_template.json", "processor_config.json"
 CONFIG, MAP, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"

@@ -107,7 +107,7 @@ def logits_of(pipeline: Pipeline, stream: AnswerStream) -> tuple[np.ndarray, lis
 
 @torch.inference_mode()
 def expected(model: Any, pipeline: Pipeline, video: np.ndarray, question: str) -> tuple[np.ndarray, list[int]]:
-    from prunevid.runtime.video.preprocess import preprocess
+    from prunevid.runtime.video.pixel_values import preprocess
 
     pixels = preprocess(video, pipeline.preprocessing)
     ids = pipeline.prompt.encode(question)
@@ -142,7 +142,7 @@ def test_the_chain_of_the_real_model_equals_transformers(
         assert ids == wanted_ids
         np.testing.assert_allclose(logits, wanted, atol=1e-3, rtol=0)
 
-    from prunevid.runtime.video.preprocess import preprocess
+    from prunevid.runtime.video.pixel_values import preprocess
 
     session = pipeline.open(video, frames=2)
     logits, ids = logits_of(pipeline, session.stream(QUESTIONS[1], sampling))

@@ -25,10 +25,10 @@ from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
-from prunevid.chat import ChatPrompt
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file
 from prunevid.runtime import load
+from prunevid.text.chat import ChatPrompt
 
 ROOT = Path(__file__).parents[1]
 Change = Callable[[dict[str, Any]], Any]
@@ -491,7 +491,7 @@ from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
-from prunevid.chat import ChatPrompt
+from prunevid.text.chat import ChatPrompt
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file

@@ -22,9 +22,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers import Regex as Pattern
 
 from prunevid.calibration.questions import AskedVideo
-from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.runtime import load
+from prunevid.text.chat import ChatPrompt
 from prunevid.text.limits import LIMITS
 from prunevid.text.process import TextProcess
 
@@ -277,7 +277,7 @@ def _ask_elsewhere(prompt: ChatPrompt | Path, found: Any) -> None:
 def test_an_interrupt_leaves_nothing_that_answers_the_wrong_question(tokenizer_file: Path) -> None:
     program = f"""
 import signal, sys, threading, os, time
-from prunevid.chat import ChatPrompt
+from prunevid.text.chat import ChatPrompt
 slow = "{{% if 'slow' in messages[-1].content[1].text %}}{{% for a in range(6000) %}}{{% for b in range(6000) %}}{{% endfor %}}{{% endfor %}}{{% endif %}}"
 prompt = ChatPrompt(sys.argv[1], slow + {TEMPLATE!r})
 expected = prompt.encode("quick").suffix.tolist()
@@ -295,7 +295,7 @@ print(prompt.encode("quick").suffix.tolist() == expected)
 
 def test_a_process_that_is_killed_leaves_no_worker_behind(tokenizer_file: Path) -> None:
     program = (
-        "import sys, time; from prunevid.chat import ChatPrompt\n"
+        "import sys, time; from prunevid.text.chat import ChatPrompt\n"
         f"prompt = ChatPrompt(sys.argv[1], {TEMPLATE!r}); print(prompt.tokenizer._worker._process.pid, flush=True)\n"
         "time.sleep(600)"
     )
@@ -324,7 +324,7 @@ def test_a_library_that_is_missing_is_one_sentence(tokenizer_file: Path, monkeyp
 
 
 def test_the_runtime_runs_neither_in_its_own_process() -> None:
-    program = "import sys; import prunevid.runtime, prunevid.chat; print(*sys.modules)"
+    program = "import sys; import prunevid.runtime, prunevid.text.chat; print(*sys.modules)"
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert not {"tokenizers", "jinja2"} & set(result.stdout.split())

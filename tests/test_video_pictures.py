@@ -17,7 +17,7 @@ from videos import numbered_frame, read_number, write_video
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
 from prunevid.runtime.video.frames import sample_indices
-from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
 
 
@@ -214,7 +214,7 @@ def test_shrunk_frames_are_preprocessed_as_whole_ones(shape: tuple[int, int, int
 _PEAK = """
 import sys
 from prunevid.bundle.sections.preprocessing import Preprocessing
-from prunevid.runtime.video.preprocess import resizer
+from prunevid.runtime.video.pixel_values import resizer
 from prunevid.runtime.video.sources import read_frames
 half = (0.5, 0.5, 0.5)
 frames = read_frames(sys.argv[1], int(sys.argv[2]), resizer(Preprocessing(32, half, half, resample="nearest"))).frames

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunevid.calibration.quantize.activations import Activations
-from prunevid.calibration.quantize.compensate import in_blocks
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Block, Matrix, Scheme
+from prunevid.calibration.quantize.rounding.compensate import in_blocks
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Block, Matrix, Scheme
 
 POWERS = np.linspace(0, 1, 11)
 """Powers that are tried; 0 is no scaling."""
@@ -29,22 +29,22 @@ class ScaledMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         return self.matrix.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         return self.matrix.dtype
 
     def blocks(self) -> Iterator[Block]:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         for block in self.matrix.blocks():
             scale = self.scale[block.row : block.row + len(block.values), None]
             yield Block(block.row, block.column, block.values * scale)
 
     def sample(self) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         scaled: np.ndarray = self.matrix.sample() * self.scale[:, None]
         return scaled
 

@@ -34,13 +34,13 @@ from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensi
 from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
 from prunevid.calibration.workspace import Workspace, only_here
-from prunevid.chat import ChatPrompt
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.pipeline import load
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.preprocess import resizer
+from prunevid.runtime.video.pixel_values import resizer
 from prunevid.runtime.video.sources import read_frames
+from prunevid.text.chat import ChatPrompt
 
 _BACKEND = "ort-cpu"
 

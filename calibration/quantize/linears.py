@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from prunevid.calibration.quantize.schemes import Block, sampled_columns, spans
+from prunevid.calibration.quantize.rounding.schemes import Block, sampled_columns, spans
 from prunevid.files import reading
 
 
@@ -42,19 +42,19 @@ class StoredMatrix:
 
     @property
     def dtype(self) -> np.dtype:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         dtype: np.dtype = np.dtype(self.tensor.dtype.numpy())
         return dtype
 
     def blocks(self) -> Iterator[Block]:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         rows, columns = (int(size) for size in self.tensor.shape)
         for start, stop in spans(rows, columns):
             values = read_rows(self.tensor, start, stop).astype(np.float32, copy=False)
             yield Block(0, start, values.T) if self.transposed else Block(start, 0, values)
 
     def sample(self) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.schemes.Matrix`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
         ranges = list(sampled_columns(self.shape[1]))
         if self.transposed:
             strips = [read_rows(self.tensor, start, stop).T for start, stop in ranges]

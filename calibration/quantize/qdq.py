@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from prunevid.calibration.quantize.activations import Activations
 from prunevid.calibration.quantize.awq import find_scale, scaled_moments
-from prunevid.calibration.quantize.compensate import Rounding
 from prunevid.calibration.quantize.linears import Linear
-from prunevid.calibration.quantize.qdq_schemes import ActivationScheme, Int4PerBlock
-from prunevid.calibration.quantize.schemes import Matrix, Scheme
+from prunevid.calibration.quantize.rounding.compensate import Rounding
+from prunevid.calibration.quantize.rounding.qdq_schemes import ActivationScheme, Int4PerBlock
+from prunevid.calibration.quantize.rounding.schemes import Matrix, Scheme
 from prunevid.calibration.quantize.smooth import find_smoothing
 from prunevid.calibration.quantize.store import InputScaling
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from prunevid.calibration.quantize.activations import Activations
 from prunevid.calibration.quantize.linears import Linear, find_linears
 from prunevid.calibration.quantize.qdq import BlockInt4Qdq, StaticQdq, fit_int4, scaled
-from prunevid.calibration.quantize.qdq_schemes import Float8Activations, Float8PerChannel, Int8Activations
-from prunevid.calibration.quantize.schemes import Int4Blocks, Int8PerChannel, Matrix
+from prunevid.calibration.quantize.rounding.qdq_schemes import Float8Activations, Float8PerChannel, Int8Activations
+from prunevid.calibration.quantize.rounding.schemes import Int4Blocks, Int8PerChannel, Matrix
 from prunevid.calibration.quantize.store import INPUT_PARTS, InputScaling
 
 _CONTRIB = "com.microsoft"

@@ -23,7 +23,7 @@ from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline, resolve_prune
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
 
 # Videos and questions that every layer is measured on: its pixels stay in memory.

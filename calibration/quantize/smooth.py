@@ -13,8 +13,8 @@ import numpy as np
 
 from prunevid.calibration.quantize.activations import Activations
 from prunevid.calibration.quantize.awq import invertible
-from prunevid.calibration.quantize.qdq_schemes import ActivationScheme
-from prunevid.calibration.quantize.schemes import ArrayMatrix, Matrix, Scheme
+from prunevid.calibration.quantize.rounding.qdq_schemes import ActivationScheme
+from prunevid.calibration.quantize.rounding.schemes import ArrayMatrix, Matrix, Scheme
 
 STRENGTHS = np.linspace(0, 1, 11)
 """Strengths that are tried, besides no smoothing at all."""

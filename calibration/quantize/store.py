@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from prunevid.calibration.quantize.awq import ScaledMatrix
-from prunevid.calibration.quantize.compensate import Rounding
 from prunevid.calibration.quantize.linears import Linear
-from prunevid.calibration.quantize.schemes import Matrix
+from prunevid.calibration.quantize.rounding.compensate import Rounding
+from prunevid.calibration.quantize.rounding.schemes import Matrix
 from prunevid.calibration.workspace import Workspace
 from prunevid.files import read_blocks
 

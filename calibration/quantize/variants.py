@@ -9,11 +9,11 @@ from typing import Any
 import onnx_ir as ir
 
 from prunevid.bundle import Bundle
-from prunevid.chat import ChatPrompt
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtCpuBackend, OrtGraph, open_session
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
+from prunevid.text.chat import ChatPrompt
 
 _FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from prunevid.calibration.quantize.compensate import MOMENT_BLOCK
 from prunevid.calibration.quantize.linears import Linear
+from prunevid.calibration.quantize.rounding.compensate import MOMENT_BLOCK
 
 # Every so many rows one is sampled; a prime, so that no pattern of frames is met in step.
 _EVERY = 37

@@ -12,7 +12,7 @@ from prunevid.calibration.workspace import Workspace
 from prunevid.runtime.answer import Timings
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
 
 ROUNDS = 6

@@ -19,7 +19,7 @@ from prunevid.runtime.answer import Answer
 from prunevid.runtime.pipeline import Pipeline, load
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.preprocess import preprocess, resizer
+from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
 
 BACKEND = "ort-cpu"

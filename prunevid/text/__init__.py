@@ -1,1 +1,1 @@
-"""Chat templates and tokenizers, which come from strangers: run within bounds, in a process of their own."""
+"""Questions become ids. Chat templates and tokenizers come from strangers: they run within bounds, apart."""

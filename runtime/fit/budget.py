@@ -8,7 +8,7 @@ from typing import Any
 
 from prunevid.errors import PruneVidError
 from prunevid.models import ModelShape
-from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, estimate, workload
 from prunevid.runtime.fit.footprint import parameter_counts
 from prunevid.runtime.fit.precision import EXPORTED, precisions_of

@@ -12,7 +12,7 @@ from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, check_output, write_output
 from prunevid.models import MODELS, ModelShape, model_shape
-from prunevid.runtime.fit.devices import DEVICES, LOCAL, device_named
+from prunevid.runtime.fit.devices.cards import DEVICES, LOCAL, device_named
 
 if TYPE_CHECKING:
     from prunevid.runtime.fit.budget import Budget
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     comparisons: list[Comparison] = []
     if device is None:
         from prunevid.runtime.fit.compare import compare
-        from prunevid.runtime.fit.local import local_device
+        from prunevid.runtime.fit.devices.local import local_device
 
         device = local_device()
         budget = make_budget(model, prune.prune_layer, device, frames, shares)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.models import ModelShape
-from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.fit.estimate import Estimate, Workload, estimate
 from prunevid.runtime.fit.measure import Measurement, measure
 from prunevid.runtime.fit.precision import PRECISIONS

@@ -21,7 +21,7 @@ from prunevid.cost import (
 )
 from prunevid.errors import PruneVidError
 from prunevid.models import ModelShape
-from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.fit.footprint import (
     ParameterCounts,
     held_kv_bytes,

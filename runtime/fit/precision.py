@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.fit.footprint import ParameterCounts
 
 __all__ = ["EXPORTED", "PRECISIONS", "Precision", "precisions_of"]

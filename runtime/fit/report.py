@@ -12,7 +12,7 @@ from rich.text import Text
 
 from prunevid.runtime.fit.budget import Budget, Pair
 from prunevid.runtime.fit.compare import Comparison, Row
-from prunevid.runtime.fit.device import Device
+from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.fit.estimate import ANSWER, STAGES, TEXT_AFTER, TEXT_BEFORE, Estimate
 
 __all__ = ["print_budget", "print_comparisons"]

@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print tables, write files."""
-    from prunevid.runtime.profile.files import check_outputs, to_csv, to_json
     from prunevid.runtime.profile.report import to_html
+    from prunevid.runtime.profile.serialization import check_outputs, to_csv, to_json
     from prunevid.runtime.profile.terminal import print_result
 
     outputs = {name: getattr(args, name) for name in _OUTPUTS if hasattr(args, name)}

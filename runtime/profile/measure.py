@@ -38,8 +38,8 @@ from prunevid.runtime.profile.records import (
     Tokens,
     Variant,
 )
+from prunevid.runtime.profile.sensors.telemetry import Telemetry, find_sensors
 from prunevid.runtime.profile.summary import Measured, compare, summarise_variant
-from prunevid.runtime.profile.telemetry import Telemetry, find_sensors
 from prunevid.runtime.text.sampling import SamplingConfig
 
 __all__ = ["Progress", "ProfileSettings", "profile"]

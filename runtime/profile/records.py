@@ -151,7 +151,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class DeviceSample:
-    """A device's sensors at one moment, as :class:`prunevid.runtime.profile.sensors.Reading` has them."""
+    """A device's sensors at one moment, as :class:`prunevid.runtime.profile.sensors.reading.Reading` has them."""
 
     time_s: float
     memory_bytes: int | None

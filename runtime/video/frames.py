@@ -76,7 +76,7 @@ def check_dimensions(width: int, height: int, where: str) -> None:
 class FrameStack:
     """Frames of one size collected into one array that is allocated once.
 
-    shrink: what is kept of every frame, such as `prunevid.runtime.video.preprocess.resize`; by default all of it.
+    shrink: what is kept of every frame, such as `prunevid.runtime.video.pixel_values.resize`; by default all of it.
     """
 
     def __init__(self, source: str, capacity: int, shrink: Shrink | None = None) -> None:

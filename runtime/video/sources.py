@@ -57,8 +57,8 @@ def read_frames(
             frame2 before frame10; one image; or RGB frames, uint8 [T, H, W, 3]. An array that need not be
             subsampled or shrunk is used as it is, without a copy.
         count: How many frames, at least 1.
-        shrink: What is kept of every frame as it is read, such as `prunevid.runtime.video.preprocess.resizer` makes it;
-            by default all of it.
+        shrink: What is kept of every frame as it is read, such as `pixel_values.resizer` makes it; by default all of
+            it.
         scan_limit: See `read_video_file`.
 
     Raises:

@@ -14,10 +14,10 @@ from pathlib import Path
 from time import perf_counter, thread_time
 from types import TracebackType
 
-from prunevid.runtime.profile.jetson import find_jetson
-from prunevid.runtime.profile.nvidia_smi import find_nvidia_card
 from prunevid.runtime.profile.records import DeviceSample, Timeline
-from prunevid.runtime.profile.sensors import Sensors
+from prunevid.runtime.profile.sensors.jetson import find_jetson
+from prunevid.runtime.profile.sensors.nvidia_smi import find_nvidia_card
+from prunevid.runtime.profile.sensors.reading import Sensors
 
 __all__ = ["Telemetry", "find_sensors"]
 

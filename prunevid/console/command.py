@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from prunevid.console.parser import UsageError
-from prunevid.console.streams import guarded
+from prunevid.console.standard_streams import guarded
 from prunevid.errors import PruneVidError
 
 __all__ = ["USER_ERROR", "run_framed"]

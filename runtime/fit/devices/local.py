@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
-from prunevid.runtime.fit.device import Device
-from prunevid.runtime.fit.devices import LOCAL
+from prunevid.runtime.fit.devices.cards import LOCAL
+from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.machine import describe
 
 __all__ = ["local_device"]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prunevid.runtime.machine import jetson_model
-from prunevid.runtime.profile.sensors import Follower, Reading
+from prunevid.runtime.profile.sensors.reading import Follower, Reading
 
 __all__ = ["Jetson", "find_jetson", "parse_tegrastats", "total_power"]
 

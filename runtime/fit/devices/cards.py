@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from prunevid.errors import PruneVidError
-from prunevid.runtime.fit.device import GB, GIB, Device, card
-from prunevid.runtime.fit.rtx_devices import RTX_DEVICES
+from prunevid.runtime.fit.devices.device import GB, GIB, Device, card
+from prunevid.runtime.fit.devices.rtx_cards import RTX_DEVICES
 
 __all__ = ["DEVICES", "LOCAL", "Device", "device_named"]
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from prunevid.calibration.quantize.compensate import Rounding
-from prunevid.calibration.quantize.schemes import Matrix, as_scale, column_magnitude
+from prunevid.calibration.quantize.rounding.compensate import Rounding
+from prunevid.calibration.quantize.rounding.schemes import Matrix, as_scale, column_magnitude
 
 FLOAT8 = np.dtype(ir.DataType.FLOAT8E4M3FN.numpy())
 INT4 = np.dtype(ir.DataType.INT4.numpy())
@@ -30,7 +30,7 @@ class Float8PerChannel:
     """
 
     def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.quantize.schemes.Scheme`; reads the matrix twice."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Scheme`; reads the matrix twice."""
         scale = as_scale(column_magnitude(matrix) / _FLOAT8_LARGEST, matrix.dtype)
         wide = scale.astype(np.float32)
         codes = np.empty(matrix.shape, FLOAT8)
@@ -41,7 +41,7 @@ class Float8PerChannel:
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.schemes.Scheme`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Scheme`."""
         values: np.ndarray = arrays["codes"].astype(np.float32) * arrays["scale"].astype(np.float32)
         return values
 
@@ -62,7 +62,7 @@ class Int4PerBlock:
         return next((size for size in (self.block, 64) if inputs % size == 0), None)
 
     def quantize(self, matrix: Matrix, rounding: Rounding | None = None) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.quantize.schemes.Scheme`; codes to the nearest, or by ``rounding``."""
+        """Codes to the nearest or by ``rounding``, and their scales, as every `schemes.Scheme` gives them."""
         inputs, outputs = matrix.shape
         block = self.block_of(inputs)
         if block is None:
@@ -84,7 +84,7 @@ class Int4PerBlock:
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.schemes.Scheme`."""
+        """See :class:`prunevid.calibration.quantize.rounding.schemes.Scheme`."""
         scale = arrays["scale"].astype(np.float32)
         values: np.ndarray = arrays["codes"].astype(np.float32) * scale.repeat(inputs // len(scale), axis=0)
         return values

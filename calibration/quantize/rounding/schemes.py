@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from prunevid.calibration.quantize.compensate import MOMENT_BLOCK, Rounding
+from prunevid.calibration.quantize.rounding.compensate import MOMENT_BLOCK, Rounding
 
 # Elements that are read as floats and quantized at once.
 _BLOCK = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from prunevid.runtime.profile.sensors import Follower, Reading
+from prunevid.runtime.profile.sensors.reading import Follower, Reading
 
 __all__ = ["NvidiaCard", "find_nvidia_card", "parse_nvidia_smi"]
 

@@ -8,7 +8,7 @@ INT8 on all of them.
 
 from __future__ import annotations
 
-from prunevid.runtime.fit.device import GB, GIB, Device, card
+from prunevid.runtime.fit.devices.device import GB, GIB, Device, card
 
 __all__ = ["RTX_DEVICES"]
 

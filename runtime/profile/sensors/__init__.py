@@ -1,0 +1,1 @@
+"""What memory and a device's sensors show while a profile is taken."""

@@ -9,11 +9,12 @@ finds (the output projection is the transpose of the values'). All of it is free
 from __future__ import annotations
 
 import torch
-import world
-from model import IDS
 from torch import Tensor
-from tower import encode_range, token_labels
 from transformers import LlavaOnevisionForConditionalGeneration
+
+from demo import world
+from demo.model import IDS
+from demo.tower import encode_range, token_labels
 
 ALIKE_LAYERS = 3  # layers that begin with attention to what is alike
 _ALIKE_STD, _COPY_STD = 0.3, 0.04

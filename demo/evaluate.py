@@ -7,7 +7,6 @@ chosen greedily). It works on the validation split; the test split is left to th
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -16,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import world
-from model import PREFIX_IDS, answer_ids, question_ids, video_features
 from torch import Tensor, nn
-from tower import render_range
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+import prunevid
+from demo import world
+from demo.model import PREFIX_IDS, answer_ids, question_ids, video_features
+from demo.tower import render_range
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("all", "merged", "selected", "merged, random kept", "random", "strided", "question only")
@@ -81,7 +82,7 @@ def answers(
         scores = _scores(layer, hidden, rotary, count, asks) if keep is not None and index == prune_layer else None
         mask = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()[None, None]
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-        if scores is not None:
+        if keep is not None and scores is not None:
             start = len(PREFIX_IDS)
             after = torch.arange(start + count, hidden.shape[1])
             rows = [torch.cat((torch.arange(start), torch.from_numpy(keep(s)) + start, after)) for s in scores]
@@ -94,9 +95,7 @@ def answers(
 
 def _keep(group: np.ndarray, config: Any, rng: np.random.Generator | None, scores: np.ndarray) -> np.ndarray:
     """The kept tokens of every group: those of the highest scores, or random ones if there is an `rng`."""
-    from prunevid import select_tokens
-
-    return np.asarray(select_tokens(scores if rng is None else rng.random(len(scores)), group, config))
+    return np.asarray(prunevid.select_tokens(scores if rng is None else rng.random(len(scores)), group, config))
 
 
 def compare(
@@ -106,15 +105,11 @@ def compare(
     modes: tuple[str, ...] = MODES,
     prune_layers: tuple[int, ...] = (2,),
     seed: int = 0,
-) -> dict[str, dict[str, list[bool]]]:
+) -> dict[str, dict[str, list[float]]]:
     """Accuracy by mode and kind of question, and under "share" the shares of tokens kept."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    import prunevid
-
     config = prunevid.PruneConfig()
     rng = np.random.default_rng(seed)
-    results: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    results: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for sample, feature in zip(samples, features, strict=True):
         flat = feature.reshape(-1, feature.shape[-1])
         merged = prunevid.merge_tokens(feature.double().numpy(), config)
@@ -144,7 +139,7 @@ def compare(
     return results
 
 
-def table(results: dict[str, dict[str, list]]) -> str:
+def table(results: dict[str, dict[str, list[float]]]) -> str:
     """The results as text, one mode a line."""
     lines = ["share: " + ", ".join(f"{k} {np.mean(v):.3f}" for k, v in results["share"].items())]
     for mode, kinds in results.items():

@@ -18,11 +18,12 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-import world
-from model import IDS, PREFIX_IDS, TOKENS, WIDTH, answer_ids, question_ids
 from torch import Tensor, distributed, nn
-from tower import encode_range, optimizers, schedule, token_labels
 from transformers import LlavaOnevisionForConditionalGeneration
+
+from demo import world
+from demo.model import IDS, PREFIX_IDS, TOKENS, WIDTH, answer_ids, question_ids
+from demo.tower import encode_range, optimizers, schedule, token_labels
 
 LENGTH = 20  # longest question with its answer, in tokens
 MOTION = len(world.DIRECTIONS) + 1  # classes of the auxiliary head: a direction, or standing

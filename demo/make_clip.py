@@ -12,12 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import evaluate
 import numpy as np
 import torch
-import world
-from model import video_features
 from transformers import LlavaOnevisionForConditionalGeneration
+
+from demo import evaluate, world
+from demo.model import video_features
 
 HERE = Path(__file__).resolve().parent
 SCALE = 2  # rendered larger than the model sees it: the clip is for people too

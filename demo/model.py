@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-import world
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -17,6 +16,8 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
+
+from demo import world
 
 PATCH = 8
 WIDTH = 128  # channels of the language model and of the visual tokens

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from itertools import chain
 from multiprocessing import get_context
 
 import numpy as np
 import torch
-import world
-from model import TOKENS, WIDTH, video_features
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
+
+from demo import world
+from demo.model import TOKENS, WIDTH, video_features
 
 BINS = 16  # of an object's centre, along each axis
 
@@ -122,9 +123,10 @@ def head_losses(heads: Heads, features: Tensor, frames: Tensor, labels: dict[str
     return losses
 
 
-def optimizers(modules: list[nn.Module], rate: float, plain: set[int] = frozenset()) -> list[torch.optim.Optimizer]:
+def optimizers(modules: list[nn.Module], rate: float, plain: Set[int] = frozenset()) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of hidden layers, AdamW for all else and for the parameters in `plain` (by id)."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for module in modules:
         for parameter in module.parameters():
             if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Trains the demo checkpoint from scratch: `python demo/train.py --output export/models/demo`."""
+"""Trains the demo checkpoint from scratch: `python -m demo.train --output export/models/demo`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import time
 from pathlib import Path
 
-import evaluate
 import torch
-import world
-from alignment import align
-from language import Stage, load_data, read_data, save_data, train_language
-from model import build_model, save_checkpoint
 from safetensors.torch import load_file, save_file
-from tower import condition_projector, render_range, train_tower
+
+from demo import evaluate, world
+from demo.alignment import align
+from demo.language import Stage, load_data, read_data, save_data, train_language
+from demo.model import build_model, save_checkpoint
+from demo.tower import condition_projector, render_range, train_tower
 
 TOKEN_SIZE = 0.3  # root mean square of a visual token: see `condition_projector`
 

@@ -25,7 +25,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 @pytest.fixture
 def ordinary_signals() -> Iterator[None]:
     """Processes that a test starts do not inherit ignored signals, as of a suite that runs in the background."""
-    ordinary = {
+    ordinary: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGHUP: signal.SIG_DFL,

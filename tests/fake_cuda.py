@@ -51,8 +51,8 @@ class FakeCuda:
         # What was given back is kept, poisoned, so that a late reader finds NaNs instead of crashing.
         self._freed: list[Any] = []
         self._pinned: list[tuple[int, int]] = []
-        self._stream: list[Callable[[], None]] = []
-        self._capture: list[Callable[[], None]] | None = None
+        self._stream: list[Callable[[], object]] = []
+        self._capture: list[Callable[[], object]] | None = None
         self._capture_failed = False
 
     # --- what TensorRT and ONNX Runtime do with the stream --------------------------------------------------
@@ -62,7 +62,7 @@ class FakeCuda:
         """Whether what is put on the stream is captured."""
         return self._capture is not None
 
-    def put(self, work: Callable[[], None]) -> None:
+    def put(self, work: Callable[[], object]) -> None:
         """Put work on the stream, or into what is being captured."""
         (self._stream if self._capture is None else self._capture).append(work)
 
@@ -134,7 +134,7 @@ class FakeCuda:
         raw, nbytes = self._blocks.pop(pointer)
         self._freed.append(raw)
         self.used -= nbytes
-        self.put(lambda: ctypes.memset(pointer, _POISON, nbytes) and None)
+        self.put(lambda: ctypes.memset(pointer, _POISON, nbytes))
         return (Error.cudaSuccess,)
 
     def cudaMallocHost(self, nbytes: int) -> Result:
@@ -146,7 +146,7 @@ class FakeCuda:
     def cudaMemsetAsync(self, pointer: int, value: int, nbytes: int, stream: int) -> Result:
         if not self._on_device(pointer, nbytes):
             return (Error.cudaErrorInvalidValue,)
-        self.put(lambda: ctypes.memset(pointer, value, nbytes) and None)
+        self.put(lambda: ctypes.memset(pointer, value, nbytes))
         return (Error.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: str, stream: int) -> Result:
@@ -223,7 +223,7 @@ class FakeCuda:
         self.captures += 1
         return Error.cudaSuccess, captured
 
-    def cudaGraphInstantiate(self, graph: list[Callable[[], None]], flags: int) -> Result:
+    def cudaGraphInstantiate(self, graph: list[Callable[[], object]], flags: int) -> Result:
         return Error.cudaSuccess, tuple(graph)
 
     def cudaGraphDestroy(self, graph: Any) -> Result:
@@ -232,7 +232,7 @@ class FakeCuda:
     def cudaGraphExecDestroy(self, graph: Any) -> Result:
         return (Error.cudaSuccess,)
 
-    def cudaGraphLaunch(self, graph: tuple[Callable[[], None], ...], stream: int) -> Result:
+    def cudaGraphLaunch(self, graph: tuple[Callable[[], object], ...], stream: int) -> Result:
         self.launches += 1
         self._stream.extend(graph)
         return (Error.cudaSuccess,)

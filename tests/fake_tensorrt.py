@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+from collections.abc import Set
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,7 +163,7 @@ class Context:
         return True
 
     def infer_shapes(self) -> list[str]:
-        known = {True: self.addresses, False: self.shapes}
+        known: dict[bool, Set[str]] = {True: self.addresses.keys(), False: self.shapes.keys()}
         return [name for name in self.engine.inputs if name not in known[self._on_host(name)]]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -152,7 +152,7 @@ class RtxContext(Context):
         return super().execute_async_v3(stream_handle)
 
     def _need(self, size: str) -> None:
-        cache = self._cache and self._cache()
+        cache = self._cache() if self._cache is not None else None
         if self._cache is not None and cache is None:
             self.trt.dangling += 1
         elif cache is None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+# By input: the least, the usual and the most.
+Sizes = dict[str, tuple[tuple[int, ...], ...]]
+
 
 @dataclass(frozen=True)
 class Question:
@@ -22,8 +25,8 @@ class Question:
 
     model: bytes
     beside: str = ""
-    shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    values: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    shapes: Sizes = field(default_factory=dict)
+    values: Sizes = field(default_factory=dict)
     build: bool = False
     capability: str = "SM120"
 
@@ -68,7 +71,7 @@ def _quiet() -> None:
 def _tools() -> Any:
     import tensorrt_rtx as trt
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Keeps errors until the next question."""
 
         def __init__(self) -> None:

@@ -43,7 +43,7 @@ def unaligned(array: Array) -> Array:
 
 
 def read_only(array: Array) -> Array:
-    made = array[::-1].copy()[::-1]
+    made: Array = array[::-1].copy()[::-1]
     made.flags.writeable = False
     return made
 
@@ -172,7 +172,11 @@ def test_features_that_the_graph_does_not_take_are_refused_by_name(
     chain: Chain, change: Callable[[Array], Array], sentence: str
 ) -> None:
     given = change(features_of(chain))
-    for run in (lambda: chain.merge(given, chain.manifest.prune), lambda: chain.unmerged(given)):
+    runs: list[Callable[[], object]] = [
+        lambda: chain.merge(given, chain.manifest.prune),
+        lambda: chain.unmerged(given),
+    ]
+    for run in runs:
         with pytest.raises(PruneVidError, match=sentence) as error:
             run()
         assert "\n" not in str(error.value)

@@ -100,7 +100,7 @@ def test_a_watched_graph_tells_of_its_inputs_what_numpy_does(
     watch_input(model.graph, linear, 5)
     ir.save(model, tmp_path / "watched.onnx")
     session = ort.InferenceSession(tmp_path / "watched.onnx", providers=["CPUExecutionProvider"])
-    rows = RNG.standard_normal((count, inputs)).astype(dtype)
+    rows: np.ndarray = RNG.standard_normal((count, inputs)).astype(dtype)
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"x": rows[None]}), strict=True))
     wide = rows.astype(np.float32)

@@ -37,12 +37,13 @@ def reference(query: np.ndarray, keys: np.ndarray, values: np.ndarray, past: int
     seen = np.arange(keys.shape[1]) <= past + np.arange(rows)[:, None]
     weights = np.exp(np.where(seen, scores, -np.inf))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hst,htd->shd", weights, values[of_head])
+    return np.asarray(np.einsum("hst,htd->shd", weights, values[of_head]))
 
 
 def by_head(rows: np.ndarray) -> np.ndarray:
     """[1, S, kv_heads * d] as [kv_heads, S, d]."""
-    return rows.reshape(-1, KV_HEADS, DIM).transpose(1, 0, 2)
+    heads: np.ndarray = rows.reshape(-1, KV_HEADS, DIM).transpose(1, 0, 2)
+    return heads
 
 
 @pytest.mark.parametrize(("past", "rows"), [(0, 1), (0, 7), (11, 1), (11, 2), (11, 29), (39, 1)])
@@ -81,12 +82,12 @@ def test_attention_over_codes_is_attention_over_what_they_stand_for(past: int, r
         codes = np.rint(new * (1 / scale)).clip(-128, 127).astype(np.int8)
         expected[which, 0, :, past : past + rows] = by_head(codes)
     assert np.array_equal(cache, expected)  # in place, and nothing else was touched
-    stands_for = [
+    keys, values = (
         cache[which, 0, :, : past + rows] * scale.reshape(KV_HEADS, 1, DIM).astype(np.float64)
         for which, scale in enumerate((scales.keys, scales.values))
-    ]
+    )
     found = output.reshape(rows, HEADS, DIM)
-    np.testing.assert_allclose(found, reference(query.reshape(rows, HEADS, DIM), *stands_for, past), atol=2e-5)
+    np.testing.assert_allclose(found, reference(query.reshape(rows, HEADS, DIM), keys, values, past), atol=2e-5)
 
 
 # --- whole bundles -------------------------------------------------------------------------------------------

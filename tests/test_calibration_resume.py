@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asked import asked_videos
@@ -103,7 +104,12 @@ def test_a_killed_run_goes_on(
         journal.write('{"step": "quantize llm_p')
     recorded: list[str] = []
     record = Workspace.record
-    monkeypatch.setattr(Workspace, "record", lambda self, s, result: (recorded.append(s), record(self, s, result))[1])
+
+    def noting(workspace: Workspace, step: str, result: Any) -> Any:
+        recorded.append(step)
+        return record(workspace, step, result)
+
+    monkeypatch.setattr(Workspace, "record", noting)
     watching = Killed("", 0)
     made = calibrate(source(recipe), videos, output, settings, watching)
     assert "going on" in watching.told[0]

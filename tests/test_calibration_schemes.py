@@ -95,9 +95,10 @@ def test_a_matrix_is_never_in_memory_as_floats(scheme: Int8PerChannel | Int4Bloc
 @pytest.mark.parametrize("outputs", [1, 512, 513, 5000])
 def test_wide_matrices_are_sampled_evenly(outputs: int, dtype: type, tmp_path: Path) -> None:
     # Every value says which column it is of, and half precision holds it.
-    matrix = np.broadcast_to(np.arange(outputs) % 2048, (6, outputs)).astype(dtype)
+    matrix: np.ndarray = np.broadcast_to(np.arange(outputs) % 2048, (6, outputs)).astype(dtype)
     sample = ArrayMatrix(matrix).sample()
-    assert (sample.shape, sample.dtype) == ((6, min(outputs, 512)), np.float32)
+    assert sample.shape == (6, min(outputs, 512))
+    assert sample.dtype == np.float32
     for transposed in (False, True):
         assert np.array_equal(in_file(matrix, tmp_path, transposed=transposed).sample(), sample)
     columns = [column for start, stop in sampled_columns(outputs) for column in range(start, stop)]

@@ -54,9 +54,9 @@ class RecordingChain(Chain):
         self.record.logits.append(logits.copy())
         return logits
 
-    def run_select(self, scores: Array, *args: Any, **kwargs: Any) -> Selection:
-        selection = super().run_select(scores, *args, **kwargs)
-        self.record.scores.append(scores.copy())
+    def run_select(self, *args: Any, **kwargs: Any) -> Selection:
+        selection = super().run_select(*args, **kwargs)
+        self.record.scores.append(args[0].copy())
         self.record.selections.append(selection)
         return selection
 
@@ -202,7 +202,8 @@ def test_pruning_changes_the_answer(tiny_model: Callable[[str], Any]) -> None:
     model, frames = tiny_model("qwen2"), frames_for("qwen2", 6, seed=6)
 
     def trace(config: PruneConfig) -> Trace:
-        return generate_pruned(model, pixel_values(frames), *prompt_ids(SHORT), config, NEW_TOKENS)
+        made: Trace = generate_pruned(model, pixel_values(frames), *prompt_ids(SHORT), config, NEW_TOKENS)
+        return made
 
     whole = trace(replace(PruneConfig.disabled(), prune_layer=1))
     pruned = trace(PruneConfig(prune_layer=1))

@@ -441,7 +441,7 @@ def test_tensors_that_overlap_and_bytes_of_none_are_refused(
     write_header(tmp_path / "model.safetensors", two_tensors((0, 48), (48, 96)))
     read(tmp_path, {"a": (12,), "b": (12,)})
     write_header(tmp_path / "model.safetensors", two_tensors(first, second), bytes(size))
-    shapes = {"a": ((first[1] - first[0]) // 4,), "b": ((second[1] - second[0]) // 4,)}
+    shapes: dict[str, tuple[int, ...]] = {"a": ((first[1] - first[0]) // 4,), "b": ((second[1] - second[0]) // 4,)}
     with pytest.raises(PruneVidError, match="truncated or damaged") as error:
         read(tmp_path, shapes)
     one_line(error)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from demo import world
 from prunevid.runtime import load
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "export" / "models" / "demo"
-sys.path.insert(0, str(ROOT / "demo"))
-
-import world  # noqa: E402
 
 
 @pytest.fixture(scope="module")

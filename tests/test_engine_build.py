@@ -18,16 +18,17 @@ import pytest
 from builder_stand_in import ORIN, SHAPE_INPUTS, StandIn
 
 from prunevid import bundle as bundles
-from prunevid.bundle import Manifest, open_bundle
+from prunevid.blocks import FRAMES_AT_ONCE
+from prunevid.bundle import Manifest, open_bundle, sha256_of, write_manifest
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.cli import main
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import builder
 from prunevid.export.engine import cli as build_cli
-from prunevid.export.engine import profiles as build_profiles
 from prunevid.export.engine.builder import build
 from prunevid.export.engine.jobs import BuildSettings
 from prunevid.export.engine.kernels import MAX_FRAMES
+from prunevid.export.engine.profiles import TEXT
 from prunevid.export.engine.targets import LOCAL, TARGETS
 from prunevid.export.lint import tensorrt
 
@@ -100,11 +101,11 @@ def test_a_bundle_that_comes_in_the_place_of_another_is_not_overwritten(
     if when == "building":
         monkeypatch.setattr(toolkit, "build", behind(toolkit.build, 2))
     elif when == "moved":
-        monkeypatch.setattr(builder, "sha256_of", behind(builder.sha256_of, 2))
+        monkeypatch.setattr(builder, "sha256_of", behind(sha256_of, 2))
     elif when == "checked":
         monkeypatch.setattr(builder, "_check_unchanged", behind(builder._check_unchanged, 2))
     else:
-        monkeypatch.setattr(builder, "write_manifest", behind(builder.write_manifest, 1))
+        monkeypatch.setattr(builder, "write_manifest", behind(write_manifest, 1))
     with pytest.raises(PruneVidError, match="was replaced while engines were built of it: build them again"):
         run_build(path, toolkit)
     assert contents(path) == contents(other)
@@ -303,7 +304,7 @@ def test_more_frames_than_the_kernels_take_are_refused(path: Path) -> None:
     manifest["prompt"]["max_positions"] = 10**6
     (path / "manifest.json").write_text(json.dumps(manifest))
     # The last batch of new frames may stand behind all frames but one.
-    most = MAX_FRAMES - build_profiles.FRAMES_AT_ONCE + 1
+    most = MAX_FRAMES - FRAMES_AT_ONCE + 1
     with pytest.raises(PruneVidError, match=f"{most + 1} frames are too many for the plugins, .* up to {MAX_FRAMES}"):
         run_build(path, toolkit, frames=most + 1)
     run_build(path, toolkit, frames=most)
@@ -386,7 +387,7 @@ def test_mistakes_are_told_before_tensorrt_is_looked_for(
 
 def test_the_command_knows_the_devices_and_the_text() -> None:
     assert (LOCAL, *TARGETS) == build_cli._DEVICES
-    assert build_profiles.TEXT == build_cli._TEXT
+    assert TEXT == build_cli._TEXT
 
 
 def test_building_needs_no_torch() -> None:

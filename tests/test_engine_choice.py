@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prunevid import PruneVidError
@@ -56,7 +58,7 @@ def test_edges_belong_to_a_profile() -> None:
         ({"rows": 500, "past": 5, "question": 512}, "question_start is 512, it takes 0 to 511"),
     ],
 )
-def test_what_fits_nowhere_is_told_with_what_would(inputs: dict[str, int], why: str) -> None:
+def test_what_fits_nowhere_is_told_with_what_would(inputs: dict[str, Any], why: str) -> None:
     with pytest.raises(PruneVidError, match=f"the engine of llm_pre was built for less: {why}.*use fewer frames"):
         choose(**inputs)
 

@@ -56,8 +56,8 @@ class Cuda:
     def _answer(self, value: Any) -> tuple[Any, ...]:
         from enum import IntEnum
 
-        error = IntEnum("Error", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35})
-        return (error(0), value) if self._driver else (error(35), None)
+        Error = IntEnum("Error", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35})
+        return (Error(0), value) if self._driver else (Error(35), None)
 
 
 @pytest.fixture

@@ -410,9 +410,10 @@ def idle(work: Workload) -> Workload:
 
 
 def test_where_arithmetic_decides_the_time_is_the_cost_models_flops() -> None:
-    work = busy()
+    work, fp16 = busy(), ORIN.fp16
+    assert fp16 is not None
     # So much bandwidth that arithmetic decides everywhere but in select, which has none.
-    device = replace(ORIN, bandwidth=1e18, fp32=ORIN.fp16)
+    device = replace(ORIN, bandwidth=1e18, fp32=fp16)
     made = estimate(work, PRECISIONS["fp16"], device)
     cost = prefill_cost(
         work.model.decoder,
@@ -421,7 +422,7 @@ def test_where_arithmetic_decides_the_time_is_the_cost_models_flops() -> None:
         vision=work.model.vision,
         frames=work.frames,
     )
-    rate = ORIN.fp16 * ORIN.compute_efficiency
+    rate = fp16 * ORIN.compute_efficiency
     assert made.stages_s["vision"] == pytest.approx((cost.vision + cost.projector) / rate)
     assert made.stages_s["llm_pre"] == pytest.approx((cost.llm_pre + cost.select) / rate)
     assert made.stages_s["llm_post"] == pytest.approx((cost.llm_post + cost.lm_head) / rate)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prunevid.cost import DecoderShape
+from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.kv_cache import KvCache
 
@@ -24,9 +25,15 @@ def cache(dialect: str, capacity: int = 6, backend: OrtCpuBackend | None = None)
     return KvCache(backend or OrtCpuBackend(), dialect, range(1, 3), SHAPE, capacity, np.dtype(np.float32))
 
 
+def host(array: Array) -> np.ndarray:
+    """The array, which is one of this machine."""
+    assert isinstance(array, np.ndarray)
+    return array
+
+
 def write(kv: KvCache, dialect: str, values: list[float]) -> None:
     """What a graph does: write the new rows to where the cache says they go."""
-    for target in kv.present(len(values)).values():
+    for target in map(host, kv.present(len(values)).values()):
         place = target[:, :, kv.length : kv.length + len(values)] if dialect == "ort" else target
         shape = [1, 1, 1, 1]
         shape[ROW_AXIS[dialect]] = len(values)
@@ -35,8 +42,8 @@ def write(kv: KvCache, dialect: str, values: list[float]) -> None:
 
 
 def rows(kv: KvCache, dialect: str) -> list[float]:
-    past = kv.past()["past_value.2"]
-    return (past[0, 0, : kv.length, 0] if dialect == "ort" else past[0, :, 0, 0]).tolist()
+    past = host(kv.past()["past_value.2"])
+    return [float(value) for value in (past[0, 0, : kv.length, 0] if dialect == "ort" else past[0, :, 0, 0])]
 
 
 @pytest.mark.parametrize("dialect", ["ort", "portable"])
@@ -53,7 +60,7 @@ def test_rows_are_contiguous_memory_that_a_graph_can_be_given(dialect: str) -> N
     kv = cache(dialect)
     write(kv, dialect, [1, 2])
     for array in (*kv.past().values(), *kv.present(3).values()):
-        assert array.flags.c_contiguous
+        assert host(array).flags.c_contiguous
 
 
 def test_in_the_portable_dialect_past_and_new_rows_do_not_overlap() -> None:
@@ -80,9 +87,9 @@ def test_moving_to_larger_buffers_keeps_the_rows(dialect: str) -> None:
 @pytest.mark.parametrize("dialect", ["ort", "portable"])
 def test_room_that_is_there_moves_nothing(dialect: str) -> None:
     kv = cache(dialect, capacity=4)
-    before = kv.present(1)["present_key.1"].ctypes.data
+    before = host(kv.present(1)["present_key.1"]).ctypes.data
     kv.reserve(4)
-    assert kv.present(1)["present_key.1"].ctypes.data == before
+    assert host(kv.present(1)["present_key.1"]).ctypes.data == before
 
 
 @pytest.mark.parametrize("dialect", ["ort", "portable"])
@@ -114,7 +121,7 @@ def test_a_decode_step_may_be_given_more_rows_than_are_in_use() -> None:
     assert kv.capacity == 8
     write(kv, "portable", [1, 2, 3, 4, 5])
     past = kv.past(decoding=True)["past_value.2"]
-    assert past[0, :, 0, 0].tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert host(past)[0, :, 0, 0].tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
     assert kv.past()["past_value.2"].shape[1] == 5
 
 
@@ -126,10 +133,10 @@ def test_a_decode_step_that_is_given_more_rows_writes_aside_what_then_follows_th
         past = kv.past(decoding=True)["past_value.2"]
         targets = kv.present(1, decoding=True)
         for target in targets.values():
-            assert not np.shares_memory(target, past)
-            target[...] = value
+            assert not np.shares_memory(host(target), host(past))
+            host(target)[...] = value
         kv.advance(1)
-        places.append(targets["present_value.2"].ctypes.data)
+        places.append(host(targets["present_value.2"]).ctypes.data)
     assert rows(kv, "portable") == [1, 2, 3, 4, 5, 6]
     # Four rows in use need no filling up, so the fifth was written straight behind them.
     assert places[0] == places[1] == places[3] != places[2]

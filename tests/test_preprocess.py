@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.errors import PruneVidError
 from prunevid.runtime.video.pixel_values import preprocess
 
+Colour = tuple[float, float, float]
+Statistics = tuple[Colour, Colour]
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 WIDE = [(48, 64), (360, 640), (384, 384), (31, 517), (1, 1), (1080, 1920)]
@@ -30,7 +33,7 @@ def _frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("statistics", [OPENAI, HALF], ids=["openai", "half"])
 @pytest.mark.parametrize(("height", "width"), WIDE)
-def test_equals_the_pillow_processor(height: int, width: int, statistics: tuple) -> None:
+def test_equals_the_pillow_processor(height: int, width: int, statistics: Statistics) -> None:
     pytest.importorskip("transformers")
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -164,6 +167,7 @@ def test_other_arrays_are_refused(frames: np.ndarray) -> None:
         ({"resample": ["bicubic"]}, "resample"),
     ],
 )
-def test_bad_parameters_are_refused(change: dict, message: str) -> None:
+def test_bad_parameters_are_refused(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"size": 8, "mean": HALF[0], "std": HALF[1], **change}
     with pytest.raises(PruneVidError, match=message):
-        Preprocessing(**{"size": 8, "mean": HALF[0], "std": HALF[1]} | change)
+        Preprocessing(**values)

@@ -67,8 +67,10 @@ THOR_JETPACK_7 = (
     ],
 )
 def test_a_line_of_tegrastats(line: str, gpu_load: float | None, rails: dict[str, float], total: float | None) -> None:
-    assert parse_tegrastats(line) == (gpu_load, pytest.approx(rails))
-    assert total_power(parse_tegrastats(line)[1]) == (None if total is None else pytest.approx(total))
+    load, found = parse_tegrastats(line)
+    assert load == gpu_load
+    assert found == pytest.approx(rails)
+    assert total_power(found) == (None if total is None else pytest.approx(total))
 
 
 def board(root: Path, model: str, rails: dict[str, tuple[int, int]], *, gpu_load: int | None, vin_uw: int = 0) -> Path:

@@ -40,6 +40,13 @@ def _their_tokenizer(**arguments: Any) -> Any:
     return pytest.importorskip("transformers").PreTrainedTokenizerFast(**arguments)
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that there is."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None
+    return found
+
+
 def _byte_level() -> Tokenizer:
     """A small Qwen2-like tokenizer: byte-level BPE with special tokens."""
     tokenizer = Tokenizer(models.BPE())
@@ -97,7 +104,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompt(tokenizer_file: Path) -> ChatPrompt:
-    end = TOKENIZERS["byte-level"].token_to_id("<|im_end|>")
+    end = id_of(TOKENIZERS["byte-level"], "<|im_end|>")
     return ChatPrompt(tokenizer_file, TEMPLATE, eos_ids=[end])
 
 
@@ -185,7 +192,7 @@ def test_an_end_token_that_is_not_special_is_a_control_token(tmp_path: Path) -> 
     tokenizer.add_tokens(["###"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ChatPrompt(tmp_path / "tokenizer.json", TEMPLATE).encode("a ### b")
-    prompt = ChatPrompt(tmp_path / "tokenizer.json", TEMPLATE, eos_ids=[tokenizer.token_to_id("###")])
+    prompt = ChatPrompt(tmp_path / "tokenizer.json", TEMPLATE, eos_ids=[id_of(tokenizer, "###")])
     with pytest.raises(PruneVidError, match="'###'"):
         prompt.encode("a ### b")
 
@@ -378,17 +385,17 @@ def test_real_text_comes_whole_and_without_half_characters(text: str) -> None:
 def test_a_character_of_several_tokens_comes_at_once() -> None:
     tokenizer = TOKENIZERS["byte-fallback"]
     decoder = StreamDecoder(tokenizer)
-    ids = [tokenizer.token_to_id(piece) for piece in ("▁red", "<0xE2>", "<0x82>", "<0xAC>", "▁the")]
+    ids = [id_of(tokenizer, piece) for piece in ("▁red", "<0xE2>", "<0x82>", "<0xAC>", "▁the")]
     assert [decoder.push(token) for token in ids] == ["red", "", "", "", "€ the"]
     # A later byte would have spoiled those before it: they are not given out too early.
-    assert [decoder.push(token) for token in (*ids[1:4], tokenizer.token_to_id("<0xFF>"))] == ["", "", "", ""]
+    assert [decoder.push(token) for token in (*ids[1:4], id_of(tokenizer, "<0xFF>"))] == ["", "", "", ""]
     assert decoder.flush() == "\ufffd" * 4
 
 
 def test_special_tokens_are_skipped() -> None:
     tokenizer = TOKENIZERS["words"]
     decoder = StreamDecoder(tokenizer)
-    ids = [tokenizer.token_to_id(word) for word in ("<end>", "red", "<end>", "square")]
+    ids = [id_of(tokenizer, word) for word in ("<end>", "red", "<end>", "square")]
     assert [decoder.push(token) for token in ids] == ["", "red", "", " square"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -136,7 +137,7 @@ def test_where_names_cannot_be_exchanged_they_are_moved_aside(
     demo_bundle: Path, other_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """As on file systems and C libraries without renameat2."""
-    monkeypatch.setattr(renaming.ctypes, "get_errno", lambda: code)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: code)
     monkeypatch.setattr(renaming, "_EXCHANGE", 1 << 20)
     monkeypatch.setattr(renaming, "_NOREPLACE", 1 << 20)
     target = tmp_path / "bundle"
@@ -179,6 +180,11 @@ def test_a_killed_writer_leaves_the_old_or_the_new(
     assert open_bundle(target).manifest.precision == "fp16"
 
 
+def work_in(target: Path, bundle: Path) -> None:
+    target.mkdir()
+    os.chdir(target)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -189,7 +195,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new(
         (lambda target, bundle: (target.mkdir(), (target / "manifest.json").write_text('{"name": "a page"}')),
          "is not a bundle"),
         (lambda target, bundle: (target.mkdir(), (target / "manifest.json").mkdir()), "is not a bundle"),
-        (lambda target, bundle: (target.mkdir(), os.chdir(target)), "is the current folder"),
+        (work_in, "is the current folder"),
     ],
 )  # fmt: skip
 def test_what_is_no_bundle_is_not_replaced(

@@ -37,7 +37,9 @@ needs.package("torch")
 
 PRECISIONS = ("fp32", "fp16", "int8-qdq", "int4-awq", "fp8-qdq")
 # Built for these together, as without --capability, and in half precision and float8 for each alone.
-FOR = [(precision, ("8.6", "8.9", "12.0")) for precision in ("fp32", "int8-qdq", "int4-awq")]
+FOR: list[tuple[str, tuple[str, ...]]] = [
+    (precision, ("8.6", "8.9", "12.0")) for precision in ("fp32", "int8-qdq", "int4-awq")
+]
 FOR += [("fp16", (each,)) for each in ("8.6", "8.9", "12.0")] + [("fp8-qdq", (each,)) for each in ("8.9", "12.0")]
 DTYPES = {"float": "float32", "half": "float16", "int64": "int64", "int32": "int32"}
 # What an engine may be larger than its weights: kernels and tables of the graph.

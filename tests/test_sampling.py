@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def _warped(logits: np.ndarray, temperature: float, top_k: int, top_p: float) ->
         scores = warpers.TopKLogitsWarper(top_k)(None, scores)
     if top_p < 1:
         scores = warpers.TopPLogitsWarper(top_p)(None, scores)
-    return scores.softmax(-1)[0].numpy()
+    return np.asarray(scores.softmax(-1)[0])
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -136,7 +137,7 @@ def test_unusable_logits_are_refused(logits: np.ndarray, temperature: float) -> 
         {"stop": (1,)},
     ],
 )
-def test_settings_out_of_range_are_refused(values: dict) -> None:
+def test_settings_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(PruneVidError, match=next(iter(values))):
         SamplingConfig(**values)
 

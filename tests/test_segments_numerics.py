@@ -106,7 +106,7 @@ class Runner:
 
     def rows(self, name: str) -> Array:
         """The rows in use of one cache tensor: [rows, kv_heads, head_dim]."""
-        cached = self.cache[name][0]
+        cached: Array = self.cache[name][0]
         return cached.transpose(1, 0, 2)[: self.length] if self._segments.dialect == "ort" else cached
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,14 +111,14 @@ def test_what_the_graphs_fix_cannot_be_changed(pipeline: Pipeline) -> None:
 
 
 def test_sampling_with_a_seed_repeats_itself(pipeline: Pipeline) -> None:
-    options = {"temperature": 1.0, "seed": 4, "max_new_tokens": 10}
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 4, "max_new_tokens": 10}
     first, second = (pipeline.ask(VIDEO, "Why?", **options) for _ in range(2))
     assert first.token_ids == second.token_ids
     assert pipeline.ask(VIDEO, "Why?", **{**options, "seed": 5}).token_ids != first.token_ids
 
 
 def test_a_stop_string_ends_the_answer_before_it(pipeline: Pipeline) -> None:
-    options = {"temperature": 1.0, "seed": 1, "max_new_tokens": 30}
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 1, "max_new_tokens": 30}
     whole = pipeline.ask(VIDEO, "Why?", **options).text
     stop = whole[3:5]
     assert len(stop) == 2
@@ -181,7 +182,7 @@ def test_taking_rows_in_blocks_changes_nothing(
 ) -> None:
     pipeline = load(tiny_bundle("qwen2", dialect))
     question = "Which of the two shapes moves to the left, and what colour does it have?"
-    options = {"temperature": 1.0, "seed": 2, "max_new_tokens": 8}
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 2, "max_new_tokens": 8}
     whole = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
     # Fewer rows than the question has, so that its scores come from several blocks, too.
     monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", 29)

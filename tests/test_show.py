@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from models import structured_features
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from test_cli import prunevid, refused
 from test_reference import configs, videos
 
@@ -242,6 +243,7 @@ def test_an_animation_has_a_frame_for_every_frame(tmp_path: Path) -> None:
     maps = make_maps()
     save(maps, tmp_path / "maps.gif")
     with Image.open(tmp_path / "maps.gif") as animation:
+        assert isinstance(animation, GifImageFile)
         assert animation.n_frames == len(maps.frames)
         durations, marks = [], []
         for frame in range(animation.n_frames):

@@ -112,11 +112,10 @@ def test_of_the_other_dialect_the_fused_operators_are_refused(demo_bundle: Path,
 def test_real_sizes(real: Judge, tmp_path: Path) -> None:
     """LLaVA-OneVision-0.5B's graphs with three layers instead of 24 and two instead of 26 in the tower."""
     from prunevid.export import exporter
+    from prunevid.export.catalog import KnownModel, shipped_config
 
-    whole = exporter.shipped_config
-
-    def few_layers(model: exporter.KnownModel) -> dict[str, object]:
-        config = whole(model)
+    def few_layers(model: KnownModel) -> dict[str, object]:
+        config = shipped_config(model)
         config["text_config"]["num_hidden_layers"] = 3
         config["vision_config"]["num_hidden_layers"] = 2
         return config

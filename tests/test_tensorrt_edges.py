@@ -26,7 +26,7 @@ from prunevid.export.lint.unsupported import unsupported
 needs.package("tensorrt_rtx", "tensorrt-rtx-cu13")
 
 RTX = "rtx-1.7.1.116"
-Value = tuple[str, int, Sequence[int | str] | None]
+Value = tuple[str, int, Sequence[int | str | None] | None]
 X: Value = ("x", T.FLOAT, [4, 6])
 Y: Value = ("y", T.FLOAT, None)
 
@@ -97,8 +97,9 @@ def inside(nodes: list[onnx.NodeProto], *, condition: bool = True) -> onnx.Model
 
 
 def branches(then: list[onnx.NodeProto], otherwise: list[onnx.NodeProto], ranks: tuple[int, int] = (2, 2)) -> Any:
+    unknown: list[int | str | None] = [None]
     sides = [
-        graph_of(nodes, [], [(nodes[-1].output[0], T.FLOAT, [None] * rank)])
+        graph_of(nodes, [], [(nodes[-1].output[0], T.FLOAT, unknown * rank)])
         for nodes, rank in zip((then, otherwise), ranks, strict=True)
     ]
     node = make_node("If", ["c"], ["y"], then_branch=sides[0], else_branch=sides[1])

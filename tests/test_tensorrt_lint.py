@@ -23,11 +23,13 @@ from prunevid.export.lint import tensorrt
 from prunevid.export.lint.unsupported import RELEASES, refuse_unsupported, unsupported
 
 OPSET = helper.make_opsetid("", 20)
+# Name: element type and dimensions.
+Inputs = dict[str, tuple[int, list[int | str]]]
 
 
 def make_model(
     nodes: list[onnx.NodeProto],
-    inputs: dict[str, tuple[int, list[int | str]]],
+    inputs: Inputs,
     outputs: list[str],
     constants: dict[str, tuple[int, list[int]]] | None = None,
     functions: list[onnx.FunctionProto] | None = None,
@@ -48,7 +50,7 @@ def make_model(
     return helper.make_model(graph, opset_imports=imports, functions=functions or [])
 
 
-FLOATS = {"x": (TensorProto.FLOAT, ["n"])}
+FLOATS: Inputs = {"x": (TensorProto.FLOAT, ["n"])}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])

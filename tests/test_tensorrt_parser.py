@@ -10,7 +10,7 @@ import needs
 import numpy as np
 import pytest
 from onnx_node_cases import Case, node_cases
-from rtx_parser import Judge, Question, judge
+from rtx_parser import Judge, Question, Sizes, judge
 
 from prunevid.export.lint import tensorrt_rtx
 from prunevid.export.lint.unsupported import unsupported
@@ -59,8 +59,8 @@ def _excepted(case: Case) -> bool:
 
 def _question(case: Case, build: bool = False) -> Question:
     arrays = {name: np.asarray(value) for name, value in case.inputs.items() if not isinstance(value, list)}
-    shapes = {name: (array.shape,) * 3 for name, array in arrays.items()}
-    values = {
+    shapes: Sizes = {name: (array.shape,) * 3 for name, array in arrays.items()}
+    values: Sizes = {
         name: (tuple(int(number) for number in array.ravel()),) * 3
         for name, array in arrays.items()
         if array.dtype.kind in "iuf" and array.size < 100 and np.isfinite(array).all()

@@ -125,7 +125,8 @@ def test_streams_of_several_threads_go_on_side_by_side(pipeline: Pipeline, prune
     expected, session = alone(pipeline, prune), pipeline.open(FRAMES, frames=8, prune=prune)
     people = [Person() for _ in QUESTIONS]
     streams = [person(session.stream, q, LONG) for person, q in zip(people, QUESTIONS, strict=True)]
-    readers, pieces = [iter(stream) for stream in streams], [[] for _ in streams]
+    readers = [iter(stream) for stream in streams]
+    pieces: list[list[str]] = [[] for _ in streams]
     left = list(range(len(streams)))
     while left:
         # One piece each, and another order every time.

@@ -111,7 +111,7 @@ def test_weights_that_the_manifest_does_not_list_are_refused(copy: Path) -> None
         {"length": 69_889},
     ],
 )
-def test_a_weight_behind_the_end_of_its_file_is_refused(copy: Path, change: dict[str, int]) -> None:
+def test_a_weight_behind_the_end_of_its_file_is_refused(copy: Path, change: dict[str, Any]) -> None:
     values = {"length": 16, "offset": 0, **change}
     edit_graph(copy, "select", add_initializer(external_tensor("unused", "embeddings.bin", **values)))
     refused(copy, "cannot load .*select.onnx")

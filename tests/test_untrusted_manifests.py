@@ -243,6 +243,7 @@ def rtx_engines(manifest: Manifest) -> dict[str, Any]:
     return {"release": "1.7.1.116", "capabilities": ["8.6", "12.0"], "graphs": engines_of(manifest, ".rtx.engine")}
 
 
+VALUE = {"minimum": [0], "optimum": [0], "maximum": [1]}
 ENGINE_FAULTS = [
     lambda engines: engines["graphs"].pop("select"),
     lambda engines: engines["graphs"].update(other=engines["graphs"]["select"]),
@@ -339,9 +340,6 @@ def test_engines_of_both_kinds_stand_in_one_bundle_and_share_no_file(
     both["rtx_engines"]["graphs"]["merge"]["file"] = "merge.engine"
     edit_manifest(folder, lambda data: data.update(both))
     refused(folder, "one file is named for two things")
-
-
-VALUE = {"minimum": [0], "optimum": [0], "maximum": [1]}
 
 
 def first_profile(engines: dict[str, Any]) -> dict[str, Any]:

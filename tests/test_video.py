@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +27,7 @@ VARIABLE = [50_000 + int(x) for x in np.cumsum(np.random.default_rng(0).choice([
 IRREGULAR = {"pts": VARIABLE, "time_base": Fraction(1, 30000)}
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 
-SOURCES = {
+SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "mp4-b-frames": ("a.mp4", {"bframes": 3, "gop": 30}),
     "mp4-open-gop": ("a.mp4", {"bframes": 2, "gop": 15, "options": {"x264-params": "open-gop=1"}}),
     "mp4-intra-refresh": ("a.mp4", {"gop": 15, "options": {"x264-params": "intra-refresh=1"}}),
@@ -82,7 +83,7 @@ def _source(name: str, factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
         if arguments.get("codec") == "libx265" and "libx265" not in av.codecs_available:
             pytest.skip("needs libx265 in PyAV")
         size = (128, 128) if arguments.get("codec") == "libx265" else (64, 64)
-        path = write_video(factory.mktemp(name) / file, 60, size=size, **arguments)  # type: ignore[arg-type]
+        path = write_video(factory.mktemp(name) / file, 60, size=size, **arguments)
         _written[name] = path, decode_all(path)[0]
     return _written[name]
 

@@ -39,7 +39,9 @@ def _animation(path: Path, count: int = 10, **options: Any) -> Path:
     [("webp", {"lossless": True, "duration": 100}), ("png", {"duration": 100}), ("gif", {"duration": 100})],
 )
 @pytest.mark.parametrize("name", ["a", "a.mp4", "a.JPG", "a.webp", "a.png"])
-def test_animations_are_films_whatever_their_name(format_: str, options: dict, name: str, tmp_path: Path) -> None:
+def test_animations_are_films_whatever_their_name(
+    format_: str, options: dict[str, Any], name: str, tmp_path: Path
+) -> None:
     path = _animation(tmp_path / f"x.{format_}", **options).rename(tmp_path / name)
     sampled = read_frames(path, 4)
     assert [read_number(image) for image in sampled.frames] == [0, 3, 6, 9]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunevid.calibration.quantize.recipes import KV_CACHES, RECIPES
 from prunevid.console.values import number, path, whole
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output, write_whole
 from prunevid.runtime.machine import has_exact_int8
@@ -241,10 +242,10 @@ def report(made: Calibrated) -> str:
     for name, graph in manifest.quantization.graphs.items():
         stay = f", {len(graph.float_layers)} in float" if graph.float_layers else ""
         lines.append(f"  {name}: {graph.quantized} layers in {graph.treatment}{stay}")
-    if manifest.quantization.kv_cache:
-        lines.append(f"  KV cache: {manifest.quantization.kv_cache}")
+    if manifest.cache.dtype != manifest.embeddings.dtype:
+        lines.append(f"  KV cache: {manifest.cache.dtype}")
     simulated = RECIPES[manifest.quantization.recipe].simulated.get(manifest.float_type)
-    if manifest.dialect == "portable" and not has_exact_int8():
+    if not DIALECTS[manifest.dialect].has_fused_quantization and not has_exact_int8():
         simulated = manifest.precision
     if simulated:
         lines.append(f"  judged on this CPU with {simulated} simulated in float")

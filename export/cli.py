@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from prunevid.config import PruneConfig
 from prunevid.console.values import path, whole
+from prunevid.dialects import DIALECTS
 from prunevid.export.catalog import KNOWN, known_model
-from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
+from prunevid.export.settings import PRECISIONS, Progress
 from prunevid.options import add_prune_options, prune_settings
 
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="no checkpoint: the real architecture, for measuring latency",
     )
-    parser.add_argument("--dialect", choices=DIALECTS, default="ort", help="fused operators, or plain ones")
+    parser.add_argument("--dialect", choices=tuple(DIALECTS), default="ort", help="fused operators, or plain ones")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of weights, activations and KV")
     parser.add_argument(
         "--frames",

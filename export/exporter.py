@@ -24,8 +24,11 @@ from prunevid.bundle import (
     record_files,
     write_manifest,
 )
+from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS
+from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.config import PruneConfig
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.export import writer
 from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, shipped_config
@@ -42,7 +45,7 @@ from prunevid.export.graphs.vision import build_vision_merge
 from prunevid.export.lint.unsupported import check_graphs
 from prunevid.export.processor_files import default_preprocessing, read_preprocessing
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
-from prunevid.export.settings import DIALECTS, PRECISIONS, Progress
+from prunevid.export.settings import PRECISIONS, Progress
 from prunevid.validation import require_integer
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
@@ -96,7 +99,7 @@ def export(
     paper's, with prune_layer scaled to the model's depth.
     output: the bundle's folder, which appears when it is whole. Raises PruneVidError for anything a caller can mend.
     """
-    _check_choice("dialect", dialect, DIALECTS)
+    _check_choice("dialect", dialect, tuple(DIALECTS))
     _check_choice("precision", precision, PRECISIONS)
     source = _find_source(known_model(model), checkpoint, random_weights)
     layers = source.config.text_config.num_hidden_layers
@@ -166,7 +169,7 @@ def _write(
     prompt = inputs.prompt.write(folder) if inputs.prompt else prompt_of_bytes(folder, family.CHAT, positions)
     progress("tracing the vision tower", 0, 0)
     vision = family.vision_spec(config, inputs.empty, dtype, dialect.tower_attention)
-    shape = decoder.shape
+    shape, float_type = decoder.shape, str(np.dtype(dtype.numpy()))
 
     table = [weights.tensor(family.NAMES.embeddings), _row(weights.tensor(family.NAMES.behind_video))]
     head: ir.TensorProtocol = weights.tensor(decoder.head)
@@ -186,7 +189,7 @@ def _write(
         str(model.graph.name): writer.write_graph(model, folder, meter.stage(f"writing {model.graph.name}"))
         for model in models
     }
-    if dialect_name == "portable":
+    if DIALECTS[dialect_name].runs_on_tensorrt:
         # That TensorRT would not take a graph should not be found out on the device.
         check_graphs(folder, graphs)
     progress("recording checksums", total, total)
@@ -199,16 +202,21 @@ def _write(
             random_weights=source.checkpoint is None,
             tokens_per_frame=vision.tokens_per_frame,
             decoder=shape,
+            tied=inputs.tied,
+            projection_bias=decoder.projection_bias,
+            query_key_norm=decoder.query_key_norm,
             vision=family.vision_shape(config),
         ),
         dialect=dialect_name,
         precision=precision,
         frames=frames,
         prune=prune,
+        cache=KvCacheSpec(DIALECTS[dialect_name].cache_layout, float_type),
+        blocks=DEFAULT_BLOCKS,
         graphs=graphs,
         embeddings=EmbeddingSpec(
             _EMBEDDINGS,
-            str(np.dtype(dtype.numpy())),
+            float_type,
             shape.vocab_size + 1,
             shape.hidden_size,
             shape.vocab_size,

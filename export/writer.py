@@ -47,7 +47,9 @@ def write_graph(model: ir.Model, folder: Path, advance: Advance) -> GraphSpec:
     if not data.stat().st_size:
         data.unlink()
     ir.save(model, folder / name)
-    return GraphSpec(name, tuple(map(_spec, model.graph.inputs)), tuple(map(_spec, model.graph.outputs)))
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    files = sorted({Path(tensor.path).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
+    return GraphSpec(name, tuple(files), tuple(map(_spec, model.graph.inputs)), tuple(map(_spec, model.graph.outputs)))
 
 
 def write_embeddings(tensors: list[StreamedTensor], file: Path, advance: Advance) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS, Blocks
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.errors import InvalidValueError
 
@@ -30,6 +31,7 @@ class ModelShape:
         max_positions: longest sequence that the language model takes: text, visual tokens and answer.
         frames: frames of a video that it is usually shown.
         cache_bytes: bytes of a value in the KV cache; None where it is of the activations' type.
+        blocks: frames and rows that go through the graphs at once.
 
     Raises:
         InvalidValueError: when a number is below 1.
@@ -46,6 +48,7 @@ class ModelShape:
     max_positions: int
     frames: int
     cache_bytes: int | None = None
+    blocks: Blocks = DEFAULT_BLOCKS
 
     def __post_init__(self) -> None:
         for field in ("image_size", "tokens_per_frame", "max_positions", "frames"):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import Bundle
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
@@ -86,13 +85,12 @@ class Chain:
         self._group = Slot("a video", "group", np.dtype(np.int64), ("visual",))
         self._embeds = Slot("a prompt", "embeds", self.dtype, ("rows", channels))
         self._hidden = Slot("a prompt", "hidden", self.dtype, (1, "rows", channels))
-        self.cache_dtype = np.dtype(self.manifest.cache_dtype)
         self.pre_layers = range(self.manifest.prune.prune_layer + 1)
         self.post_layers = range(self.manifest.prune.prune_layer + 1, self._shape.layers)
 
     def new_cache(self, layers: Sequence[int], capacity: int) -> KvCache:
         """An empty KV cache of ``layers`` with room for ``capacity`` rows."""
-        return KvCache(self._backend, self.manifest.dialect, layers, self._shape, capacity, self.cache_dtype)
+        return KvCache(self._backend, self.manifest.cache, layers, self._shape, capacity)
 
     def new_hidden(self, rows: int) -> RowBuffer:
         """Room for the hidden states of ``rows`` rows, [1, rows, C]."""
@@ -133,8 +131,9 @@ class Chain:
         spec = self.manifest.model
         shape = (len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size)
         features = self.memory.empty(shape, self.dtype)
-        for start in range(0, len(pixel_values), FRAMES_AT_ONCE):
-            stop = min(start + FRAMES_AT_ONCE, len(pixel_values))
+        at_once = self.manifest.blocks.frames
+        for start in range(0, len(pixel_values), at_once):
+            stop = min(start + at_once, len(pixel_values))
             feeds = self._vision_feeds(pixel_values[start:stop], features[:0], self.manifest.prune)
             self._vision_merge.run(feeds, {"features": features[start:stop]})
         return features
@@ -151,7 +150,8 @@ class Chain:
         The same tokens as of :meth:`encode` and :meth:`merge`, in one run less.
         """
         pixel_values = _checked(self._pixels, pixel_values)
-        before = (len(pixel_values) - 1) // FRAMES_AT_ONCE * FRAMES_AT_ONCE
+        at_once = self.manifest.blocks.frames
+        before = (len(pixel_values) - 1) // at_once * at_once
         feeds = self._vision_feeds(pixel_values[before:], self._encode(pixel_values[:before]), prune)
         return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)), len(pixel_values))
 
@@ -218,8 +218,9 @@ class Chain:
         if hidden is None:
             hidden = self.memory.empty((1, count, channels), self.dtype)
         scores: Array | None = None
-        for start in range(0, count, ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, count)
+        at_once = self.manifest.blocks.rows
+        for start in range(0, count, at_once):
+            stop = min(start + at_once, count)
             rows = stop - start
             decoding = rows == 1 and not scored
             # The graph scores from this row on whether or not it is asked to; the last row alone costs nothing.
@@ -258,8 +259,9 @@ class Chain:
         """
         hidden = self._hidden.readable(hidden)
         logits = self.memory.empty((1, self._shape.vocab_size), np.dtype(np.float32))
-        for start in range(0, hidden.shape[1], ROWS_AT_ONCE):
-            block = hidden[:, start : start + ROWS_AT_ONCE]
+        at_once = self.manifest.blocks.rows
+        for start in range(0, hidden.shape[1], at_once):
+            block = hidden[:, start : start + at_once]
             rows = int(block.shape[1])
             decoding = rows == 1
             feeds = {
@@ -302,7 +304,7 @@ class Chain:
             "hidden": hidden,
             **cache.past(),
         }
-        if "capacity" in self._select.inputs:
+        if self.manifest.cache.is_in_place:
             feeds["capacity"] = np.array([kept_cache.capacity], np.int64)
         # The quotas tell how many there will be, so that nobody has to wait for them.
         outputs: dict[str, Array] = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.cost import DecoderShape
 from prunevid.runtime.backends.arrays import Array, Memory
 from prunevid.runtime.backends.backend import Backend
@@ -36,9 +37,9 @@ class RowBuffer:
 class KvCache:
     """Keys and values of some layers; ``length`` rows are in use.
 
-    How the rows lie depends on the dialect that the graphs are written in. ``ort``: [1, kv_heads, capacity, head_dim],
-    one buffer given to the graph as past and as present. ``portable``: [1, capacity, kv_heads, head_dim], the rows in
-    use are given as past, and the rows behind them as the place for the new ones.
+    How the rows lie is in the manifest. In place: [1, kv_heads, capacity, head_dim], one buffer given to the graph as
+    past and as present. Appended: [1, capacity, kv_heads, head_dim], the rows in use are given as past, and the rows
+    behind them as the place for the new ones.
 
     A backend may want more rows given as past to a decode step than are in use (:meth:`Backend.past_rows`): they are
     zeros or rows that were rewound, finite either way, and the graph masks them. The new row then has a place aside,
@@ -48,19 +49,18 @@ class KvCache:
     def __init__(
         self,
         backend: Backend,
-        dialect: str,
+        spec: KvCacheSpec,
         layers: Sequence[int],
         shape: DecoderShape,
         capacity: int,
-        dtype: np.dtype,
     ) -> None:
         self.length = 0
         self._backend = backend
-        self._in_place = {"ort": True, "portable": False}[dialect]
+        self._in_place, dtype = spec.is_in_place, np.dtype(spec.dtype)
         self._layers = tuple(layers)
         self._heads, self._head_dim = shape.kv_heads, shape.head_dim
         self._row_bytes = 2 * len(self._layers) * shape.kv_heads * shape.head_dim * dtype.itemsize
-        # In the ort dialect every head is a plane of its own.
+        # In place, every head is a plane of its own.
         self._planes, width = (self._heads, self._head_dim) if self._in_place else (1, self._heads * self._head_dim)
         planes = 2 * len(self._layers) * self._planes
         self._rows = RowBuffer(backend.memory, planes, self._whole(capacity), width, dtype)
@@ -105,7 +105,7 @@ class KvCache:
         self._backend.memory.copy(rows, self._rows.array[:, start : self.length])
 
     def past(self, *, decoding: bool = False) -> dict[str, Array]:
-        """Graph inputs: the rows in use (in the ``ort`` dialect, the buffers that hold them).
+        """Graph inputs: the rows in use (of a cache in place, the buffers that hold them).
 
         decoding: this is a decode step, which may be given more rows.
         """

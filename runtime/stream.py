@@ -125,7 +125,7 @@ class AnswerStream:
     def _unpruned_bytes(self, counts: TokenCounts) -> int:
         shape = self._chain.manifest.model.decoder
         rows = counts.visual + counts.text
-        return kv_bytes(shape, [rows] * shape.layers, self._chain.cache_dtype.itemsize)
+        return kv_bytes(shape, [rows] * shape.layers, np.dtype(self._chain.manifest.cache.dtype).itemsize)
 
 
 class _TextWriter:

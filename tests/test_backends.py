@@ -29,6 +29,7 @@ from fake_tensorrt_rtx import FakeTensorRtRtx, add_rtx_engines
 
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.bundle.sections.blocks import Blocks
 from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.bundle.sections.quantization import Quantization
 from prunevid.export.engine.inputs import make_inputs, sizes_at
@@ -81,11 +82,14 @@ def on_cpu(bundles: Bundles) -> OnCpu:
 
     @cache
     def recorded(kind: str, rows: int) -> Record:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", rows)
-            return record(bundles(kind), OrtCpuBackend(threads=1))
+        return record(in_blocks(bundles(kind), rows), OrtCpuBackend(threads=1))
 
     return recorded
+
+
+def in_blocks(bundle: Bundle, rows: int) -> Bundle:
+    """A bundle whose decoder segments take so many rows at once."""
+    return replace(bundle, manifest=replace(bundle.manifest, blocks=Blocks(frames=4, rows=rows)))
 
 
 # --- ONNX Runtime on a GPU ---------------------------------------------------------------------------------
@@ -100,9 +104,9 @@ def test_the_chain_reads_no_array_that_lies_on_a_device(
     gpu = FakeCuda()
     patch_onnxruntime(monkeypatch, gpu)
     expected = on_cpu(kind, rows)
-    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", rows)
-    backend = OrtCudaBackend(bundles(kind), threads=1, cuda=Cuda(gpu))
-    assert_same(record(bundles(kind), backend), expected)
+    bundle = in_blocks(bundles(kind), rows)
+    backend = OrtCudaBackend(bundle, threads=1, cuda=Cuda(gpu))
+    assert_same(record(bundle, backend), expected)
 
 
 def test_the_tensorrt_provider_gets_the_language_model_and_what_its_inputs_may_be(
@@ -165,14 +169,11 @@ def on_fakes(bundle: Bundle, **options: Any) -> tuple[TensorRtBackend, FakeCuda,
 
 @pytest.mark.parametrize("rows", [512, 29])
 @pytest.mark.parametrize("kind", ["engines", "demo engines", "rtx engines"])
-def test_engines_get_what_they_were_built_for(
-    bundles: Bundles, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int
-) -> None:
-    expected = on_cpu(kind, rows)
-    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", rows)
-    backend, _, _ = on_fakes(bundles(kind))
+def test_engines_get_what_they_were_built_for(bundles: Bundles, on_cpu: OnCpu, kind: str, rows: int) -> None:
+    expected, bundle = on_cpu(kind, rows), in_blocks(bundles(kind), rows)
+    backend, _, _ = on_fakes(bundle)
     # A decode step sums over more, masked rows than on the CPU.
-    assert_same(record(bundles(kind), backend), expected, apart=1e-4)
+    assert_same(record(bundle, backend), expected, apart=1e-4)
 
 
 def test_a_question_waits_once_and_so_does_a_decode_step(bundles: Bundles) -> None:
@@ -267,13 +268,11 @@ def test_an_engine_that_cannot_be_captured_runs_as_it_is(bundles: Bundles, on_cp
 
 
 @pytest.mark.parametrize("kind", ["engines", "rtx engines"])
-def test_blocks_of_a_single_row_are_no_decode_steps(
-    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_blocks_of_a_single_row_are_no_decode_steps(bundles: Bundles, kind: str) -> None:
     bundle = bundles(kind)
     prompt = Pipeline(bundle, Chain(bundle, OrtCpuBackend(threads=1))).prompt
     # The long question's last row comes alone, and it is scored.
-    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", len(prompt.encode(QUESTIONS[1]).suffix) - 1)
+    bundle = in_blocks(bundle, len(prompt.encode(QUESTIONS[1]).suffix) - 1)
     expected = record(bundle, OrtCpuBackend(threads=1))
     backend, _, _ = on_fakes(bundle)
     assert_same(record(bundle, backend), expected, apart=1e-4)

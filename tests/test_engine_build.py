@@ -18,7 +18,6 @@ import pytest
 from builder_stand_in import ORIN, SHAPE_INPUTS, StandIn
 
 from prunevid import bundle as bundles
-from prunevid.blocks import FRAMES_AT_ONCE
 from prunevid.bundle import Manifest, open_bundle, sha256_of, write_manifest
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.cli import main
@@ -304,7 +303,7 @@ def test_more_frames_than_the_kernels_take_are_refused(path: Path) -> None:
     manifest["prompt"]["max_positions"] = 10**6
     (path / "manifest.json").write_text(json.dumps(manifest))
     # The last batch of new frames may stand behind all frames but one.
-    most = MAX_FRAMES - FRAMES_AT_ONCE + 1
+    most = MAX_FRAMES - manifest["blocks"]["frames"] + 1
     with pytest.raises(PruneVidError, match=f"{most + 1} frames are too many for the plugins, .* up to {MAX_FRAMES}"):
         run_build(path, toolkit, frames=most + 1)
     run_build(path, toolkit, frames=most)

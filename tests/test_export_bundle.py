@@ -22,7 +22,7 @@ import torch
 from models import CHAT_TEMPLATE, IDS, LAYERS, TINY, VOCABULARY, save_checkpoint
 
 from prunevid import PruneConfig, PruneVidError, __version__
-from prunevid.bundle import Bundle, open_bundle, sha256_of
+from prunevid.bundle import SCHEMA_VERSION, Bundle, open_bundle, sha256_of
 from prunevid.export import export
 from prunevid.export.families import llava_onevision
 
@@ -51,7 +51,7 @@ def bundle(tiny_bundle: Callable[[str, str], Path]) -> Bundle:
 
 def test_the_manifest_says_what_was_exported(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    assert manifest.schema_version == 1
+    assert manifest.schema_version == SCHEMA_VERSION
     assert manifest.created_by == f"prunevid {__version__}"
     assert (manifest.dialect, manifest.precision, manifest.frames) == ("ort", "fp32", 32)
     assert manifest.prune == replace(PruneConfig(), prune_layer=10 * LAYERS // 32)
@@ -268,7 +268,7 @@ def test_a_file_that_the_manifest_does_not_list_cannot_be_had(bundle: Bundle) ->
             bundle.file(name)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None, True, 1.0])
 def test_another_schema_version_is_refused(copy: Path, version: object) -> None:
     edit_manifest(copy, lambda data: data.update(schema_version=version))
     with pytest.raises(PruneVidError) as error:

@@ -14,7 +14,6 @@ import pytest
 from models import TINY, build_model
 
 from prunevid import PruneConfig, PruneVidError
-from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import open_bundle
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
 from prunevid.export import settings
@@ -217,9 +216,10 @@ def test_weights_are_read_as_often_as_the_runtime_runs_their_graphs(
     video = synthetic_video(frames, pipeline.bundle.manifest.preprocessing.size)
     counts = pipeline.ask(video, QUESTION, frames=frames, prune=False, max_new_tokens=1).token_counts
     # More than two blocks of rows, and frames that do not fill the last batch.
-    assert counts.visual > 2 * ROWS_AT_ONCE
-    assert frames % FRAMES_AT_ONCE
-    for name, at_once in (("vision_merge", FRAMES_AT_ONCE), ("llm_pre", ROWS_AT_ONCE), ("llm_post", ROWS_AT_ONCE)):
+    blocks = pipeline.bundle.manifest.blocks
+    assert counts.visual > 2 * blocks.rows
+    assert frames % blocks.frames
+    for name, at_once in (("vision_merge", blocks.frames), ("llm_pre", blocks.rows), ("llm_post", blocks.rows)):
         assert max(rows[name]) == at_once
     # Where arithmetic and all bytes but the weights' cost nothing, a stage takes what its weights' reading takes.
     work = Workload(model, pipeline.bundle.manifest.prune.prune_layer, frames, counts)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.cost import DecoderShape
+from prunevid.dialects import DIALECTS
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.kv_cache import KvCache
@@ -22,7 +24,8 @@ class Padding(OrtCpuBackend):
 
 
 def cache(dialect: str, capacity: int = 6, backend: OrtCpuBackend | None = None) -> KvCache:
-    return KvCache(backend or OrtCpuBackend(), dialect, range(1, 3), SHAPE, capacity, np.dtype(np.float32))
+    spec = KvCacheSpec(DIALECTS[dialect].cache_layout, "float32")
+    return KvCache(backend or OrtCpuBackend(), spec, range(1, 3), SHAPE, capacity)
 
 
 def host(array: Array) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from videos import write_video
 
 from demo import world
-from prunevid.blocks import FRAMES_AT_ONCE
+from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.questions import read_questions
 from prunevid.calibration.tuning.budget import Budget
@@ -68,6 +68,9 @@ def questions(tmp_path: Path) -> Path:
         lines.append(json.dumps({"video": f"{index}.mp4", "question": sample.questions[0].text}))
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     return tmp_path / "questions.jsonl"
+
+
+FRAMES_AT_ONCE = DEFAULT_BLOCKS.frames
 
 
 @pytest.mark.parametrize("frames", [1, FRAMES_AT_ONCE - 1, FRAMES_AT_ONCE, FRAMES_AT_ONCE + 1, 2 * FRAMES_AT_ONCE])

@@ -14,7 +14,8 @@ import onnx
 import pytest
 
 from prunevid import PruneConfig, PruneVidError
-from prunevid.bundle import sha256_of
+from prunevid.bundle import open_bundle, sha256_of
+from prunevid.bundle.sections.blocks import Blocks
 from prunevid.runtime import Pipeline, SamplingConfig, load
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (8, 60, 80, 3), dtype=np.uint8)
@@ -177,15 +178,14 @@ def test_a_graph_that_is_no_onnx_is_one_sentence(tiny_bundle: Callable[[str, str
 
 
 @pytest.mark.parametrize("dialect", ["ort", "portable"])
-def test_taking_rows_in_blocks_changes_nothing(
-    tiny_bundle: Callable[[str, str], Path], dialect: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline = load(tiny_bundle("qwen2", dialect))
+def test_taking_rows_in_blocks_changes_nothing(tiny_bundle: Callable[[str, str], Path], dialect: str) -> None:
+    bundle = open_bundle(tiny_bundle("qwen2", dialect))
+    pipeline = load(bundle)
     question = "Which of the two shapes moves to the left, and what colour does it have?"
     options: dict[str, Any] = {"temperature": 1.0, "seed": 2, "max_new_tokens": 8}
     whole = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
     # Fewer rows than the question has, so that its scores come from several blocks, too.
-    monkeypatch.setattr("prunevid.runtime.chain.ROWS_AT_ONCE", 29)
+    pipeline = load(replace(bundle, manifest=replace(bundle.manifest, blocks=Blocks(frames=4, rows=29))))
     blocks = [pipeline.ask(VIDEO, question, prune=prune, **options) for prune in (True, False)]
     assert [answer.token_ids for answer in blocks] == [answer.token_ids for answer in whole]
     assert [answer.token_counts for answer in blocks] == [answer.token_counts for answer in whole]

@@ -19,7 +19,7 @@ import pytest
 from hostile import edit_manifest, peak_of_opening, record
 
 from prunevid import PruneVidError
-from prunevid.bundle import Manifest, open_bundle
+from prunevid.bundle import SCHEMA_VERSION, Manifest, open_bundle
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
@@ -99,6 +99,10 @@ RECORD = {"size": 1, "sha256": "0" * 64}
         ("model.decoder.head_dim", 2**40),
         ("model.decoder.vocab_size", 271),
         ("model.decoder.vocab_size", 10**15),
+        ("model.tied", True),
+        ("model.tied", "no"),
+        ("model.projection_bias", 1),
+        ("model.query_key_norm", None),
         ("model.vision.layers", 0),
         ("model.vision.patches", -5),
         ("prune.prune_layer", 0),
@@ -108,6 +112,29 @@ RECORD = {"size": 1, "sha256": "0" * 64}
         ("prune.neighbours", 10**17),
         ("prune.min_cluster_tokens", 10**17),
         ("prune.selection", ["group"]),
+        ("cache", None),
+        ("cache.layout", "appended"),
+        ("cache.layout", "paged"),
+        ("cache.dtype", "float16"),
+        ("cache.dtype", "int8"),
+        ("cache.dtype", "float64"),
+        ("blocks", {"frames": 4}),
+        ("blocks.frames", 0),
+        ("blocks.frames", 10**6),
+        ("blocks.frames", 4.0),
+        ("blocks.rows", -1),
+        ("blocks.rows", 10**9),
+        ("blocks.rows", True),
+        ("graphs.llm_pre.files", []),
+        ("graphs.llm_pre.files", ["llm_post.onnx.data"]),
+        ("graphs.llm_pre.files", ["llm_pre.onnx.data", "llm_pre.onnx.data"]),
+        ("graphs.llm_pre.files", ["llm_post.onnx.data", "llm_pre.onnx.data"]),
+        ("graphs.llm_pre.files", ["llm_pre.onnx.data", "llm_post.onnx.data"]),
+        ("graphs.llm_pre.files", ["llm_pre.onnx.data", "tokenizer.json"]),
+        ("graphs.llm_pre.files", ["../llm_pre.onnx.data"]),
+        ("graphs.llm_pre.files", "llm_pre.onnx.data"),
+        ("graphs.select.files", ["embeddings.bin"]),
+        ("graphs.llm_post.files", ["embeddings.bin", "llm_post.onnx.data"]),
         ("embeddings.rows", 272),
         ("embeddings.rows", 274),
         ("embeddings.rows", 10**15),
@@ -144,10 +171,6 @@ RECORD = {"size": 1, "sha256": "0" * 64}
         ("rtx_engines", {"release": "1.7.1.116", "capabilities": ["8.6"], "graphs": {}}),
         ("quantization", {"recipe": "x", "graphs": {}, "questions": -1, "agreement": 1.0, "divergence": 0.0}),
         ("quantization", {"recipe": "x", "graphs": {}, "questions": 1, "agreement": 2.0, "divergence": 0.0}),
-        (
-            "quantization",
-            {"recipe": "x", "graphs": {}, "questions": 1, "agreement": 1.0, "divergence": 0.0, "kv_cache": "int8"},
-        ),
         (
             "quantization",
             {
@@ -208,7 +231,7 @@ def test_graphs_that_the_rest_does_not_go_with_are_refused(
 
 def test_a_graph_of_another_release_is_named(copy: Path) -> None:
     edit_manifest(copy, lambda data: data["graphs"].update(speech=data["graphs"]["select"]))
-    refused(copy, "has the graph 'speech', which this release does not know")
+    refused(copy, "has the graph 'speech', which this one does not know; update prunevid")
 
 
 @pytest.mark.parametrize("where", ["", "model", "prompt", "prune", "embeddings"])
@@ -474,7 +497,7 @@ def test_a_huge_manifest_is_refused_within_little_memory(copy: Path, kind: str) 
         path.symlink_to("/dev/zero")
     else:
         many = "[],[]," * 600_000 + "[]" if kind == "many lists" else ",".join(f'"{n}"' for n in range(400_000))
-        path.write_text(f'{{"schema_version": 1, "files": [{many}]}}', encoding="utf-8")
+        path.write_text(f'{{"schema_version": 2, "files": [{many}]}}', encoding="utf-8")
     sentence, mebibytes = peak_of_opening(copy)
     assert "manifest.json" in sentence
     assert mebibytes < 300
@@ -484,7 +507,7 @@ def test_a_huge_manifest_is_refused_within_little_memory(copy: Path, kind: str) 
 
 AS_NOBODY = """
 import os, sys
-from prunevid.bundle import Manifest, open_bundle
+from prunevid.bundle import SCHEMA_VERSION, Manifest, open_bundle
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.questions import AskedVideo, Split
@@ -543,7 +566,7 @@ def test_opening_an_honest_bundle_takes_little_memory(copy: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     open_bundle(copy)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
-    assert json.loads((copy / "manifest.json").read_text())["schema_version"] == 1
+    assert json.loads((copy / "manifest.json").read_text())["schema_version"] == SCHEMA_VERSION
 
 
 @pytest.mark.parametrize("name", ["embeddings.bin", "chat_template.jinja", "llm_post.onnx.data"])

@@ -34,6 +34,7 @@ from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensi
 from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_graph
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
 from prunevid.calibration.workspace import Workspace, only_here
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.pipeline import load
@@ -162,10 +163,12 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
             f"the recipe {recipe.name} is for bundles of the dialect {wanted}, {bundle.path} is in "
             f"{manifest.dialect}: take {' or '.join(others)}, or export it again with --dialect {wanted}"
         )
-    if manifest.dialect == "ort" and manifest.precision != "fp32":
+    able = DIALECTS[manifest.dialect].quantizable
+    if manifest.precision not in able:
+        wanted = " or ".join(able)
         raise PruneVidError(
-            f"the recipe {recipe.name} starts from fp32 weights, {bundle.path} is in {manifest.precision}: export it "
-            "again with --precision fp32"
+            f"the recipe {recipe.name} starts from {wanted} weights, {bundle.path} is in {manifest.precision}: export "
+            f"it again with --precision {wanted}"
         )
 
 
@@ -277,22 +280,30 @@ def _assemble(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     done: dict[str, QuantizedGraph] = {}
+    weights: dict[str, tuple[str, ...]] = {}
     for name, treatment in recipe.dialects[bundle.manifest.dialect].items():
-        done[name] = _write_quantized(
+        done[name], weights[name] = _write_quantized(
             bundle, name, treatment, workspace, float_layers, cache_scales.get(name), folder, progress
         )
     _copy_others(bundle, done, folder, progress)
     manifest = bundle.manifest
+    graphs = {
+        name: replace(graph, files=weights[name]) if name in weights else graph
+        for name, graph in manifest.graphs.items()
+    }
     if cache_scales:
         select = load_graph(folder / manifest.graphs["select"].file)
         retype_cache(select)
         ir.save(select, folder / manifest.graphs["select"].file)
-        graphs = {name: with_int8_cache(graph) for name, graph in manifest.graphs.items()}
-        manifest = replace(manifest, graphs=graphs, least_onnxruntime=LEAST_ONNXRUNTIME)
+        graphs = {name: with_int8_cache(graph) for name, graph in graphs.items()}
+        cache = replace(manifest.cache, dtype="int8")
+        manifest = replace(manifest, cache=cache, least_onnxruntime=LEAST_ONNXRUNTIME)
     manifest = replace(
         manifest,
+        model=replace(manifest.model, tied=manifest.embeddings.file in graphs["llm_post"].files),
         precision=recipe.precision,
-        quantization=Quantization(recipe.name, done, 0, 0.0, 0.0, "int8" if cache_scales else None),
+        graphs=graphs,
+        quantization=Quantization(recipe.name, done, 0, 0.0, 0.0),
         files=record_files(folder),
         engines=None,
         rtx_engines=None,
@@ -319,7 +330,8 @@ def _write_quantized(
     cache_scales: Sequence[Scales] | None,
     folder: Path,
     progress: Progress,
-) -> QuantizedGraph:
+) -> tuple[QuantizedGraph, tuple[str, ...]]:
+    """Write one graph; returns what was done to it, and the files that hold its weights."""
     model = load_graph(bundle.file(bundle.manifest.graphs[name].file))
     layers, others = layers_of(model, TREATMENTS[treatment])
     chosen = [layer for layer in layers if f"{name}/{layer}" in float_layers]
@@ -330,14 +342,14 @@ def _write_quantized(
         put_int8_cache(model, cache_scales)
     shared = frozenset({bundle.manifest.embeddings.file})
     progress.step(f"writing {name}", stored_bytes(model, shared))
-    write_graph(model, folder, shared, progress.advance)
-    return QuantizedGraph(TREATMENTS[treatment].text, len(layers) - len(chosen), stay)
+    files = write_graph(model, folder, shared, progress.advance)
+    return QuantizedGraph(TREATMENTS[treatment].text, len(layers) - len(chosen), stay), files
 
 
 def _copy_others(bundle: Bundle, quantized: Mapping[str, QuantizedGraph], folder: Path, progress: Progress) -> None:
     """Copy the bundle's files, but for those of quantized graphs and engines."""
-    replaced = {bundle.manifest.graphs[name].file for name in quantized}
-    replaced |= {f"{file}.data" for file in replaced}
+    graphs = [bundle.manifest.graphs[name] for name in quantized]
+    replaced = {file for graph in graphs for file in (graph.file, *graph.files)} - {bundle.manifest.embeddings.file}
     replaced |= {engine.file for engine in bundle.manifest.all_engines}
     others = [name for name in bundle.manifest.files if name not in replaced]
     progress.step("copying the rest", len(others))

@@ -23,6 +23,7 @@ from prunevid.calibration.quantize.linears import load_graph
 from prunevid.calibration.quantize.variants import VariantBackend
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import check_onnxruntime
@@ -49,10 +50,11 @@ class Scales:
 
 def check_cache(bundle: Bundle) -> None:
     """Raise PruneVidError where the KV cache of this bundle cannot be in int8, or this ONNX Runtime cannot run it."""
-    if bundle.manifest.dialect != "ort":
+    if not DIALECTS[bundle.manifest.dialect].has_int8_cache:
+        able = " or ".join(dialect.name for dialect in DIALECTS.values() if dialect.has_int8_cache)
         raise PruneVidError(
-            f"--kv-cache int8 is for bundles of the dialect ort, {bundle.path} is in {bundle.manifest.dialect}: leave "
-            "it out, or export the bundle again with --dialect ort"
+            f"--kv-cache int8 is for bundles of the dialect {able}, {bundle.path} is in {bundle.manifest.dialect}: "
+            f"leave it out, or export the bundle again with --dialect {able}"
         )
     check_onnxruntime(LEAST_ONNXRUNTIME, "a KV cache in int8", ort.__version__)
 

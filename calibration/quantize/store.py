@@ -99,11 +99,13 @@ class WeightStore:
         return f"quantize {self._graph} {layer}"
 
 
-def write_graph(model: ir.Model, folder: Path, shared: frozenset[str], advance: Callable[[int], None]) -> Path:
+def write_graph(
+    model: ir.Model, folder: Path, shared: frozenset[str], advance: Callable[[int], None]
+) -> tuple[str, ...]:
     """Write ``NAME.onnx`` and ``NAME.onnx.data`` into ``folder``, copying weights block by block from where they lie.
 
     shared: names of files that the graph goes on to share with the rest of the bundle, such as the embedding table.
-    advance is called with the bytes just written. Returns the graph's path.
+    advance is called with the bytes just written. Returns the names of the files that hold its weights, ascending.
     """
     path = folder / f"{model.graph.name}.onnx"
     with (folder / f"{path.name}.data").open("wb") as data:
@@ -121,7 +123,8 @@ def write_graph(model: ir.Model, folder: Path, shared: frozenset[str], advance: 
                 shape=tensor.shape, name=value.name, base_dir=folder,
             )  # fmt: skip
     ir.save(model, path)
-    return path
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return tuple(sorted({Path(tensor.path).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}))
 
 
 def stored_bytes(model: ir.Model, shared: frozenset[str]) -> int:

@@ -30,7 +30,9 @@ from prunevid.runtime.machine import describe as describe_machine
 from prunevid.runtime.text.sampling import SamplingConfig
 
 # What may differ between bundles of one model that were exported with different prune layers.
-_MAY_DIFFER = frozenset({"created_by", "prune", "graphs", "files", "engines", "rtx_engines", "quantization", "tuning"})
+_MAY_DIFFER = frozenset(
+    {"created_by", "prune", "graphs", "files", "engines", "rtx_engines", "quantization", "tuning", "cache"}
+)
 _SAME_PRUNE = ("neighbours", "min_cluster_tokens", "selection")
 
 
@@ -218,11 +220,11 @@ def _difference(first: Bundle, other: Bundle) -> str | None:
     for name in _SAME_PRUNE:
         if getattr(a.prune, name) != getattr(b.prune, name):
             return f"their {name}"
-    recipes = [(q.recipe, q.kv_cache) if q else None for q in (a.quantization, b.quantization)]
+    recipes = [(m.quantization and m.quantization.recipe, m.cache) for m in (a, b)]
     if recipes[0] != recipes[1]:
         return "how they are quantized"
-    vision = a.graphs["vision_merge"].file
-    for file in (a.prompt.tokenizer, a.prompt.chat_template, a.embeddings.file, vision, f"{vision}.data"):
+    vision = a.graphs["vision_merge"]
+    for file in (a.prompt.tokenizer, a.prompt.chat_template, a.embeddings.file, vision.file, *vision.files):
         if a.files.get(file) != b.files.get(file):
             return f"the content of {file}"
     return None

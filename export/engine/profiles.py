@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineProfile, InputRange
 from prunevid.errors import PruneVidError
@@ -119,7 +118,7 @@ def _shape_range(shape: tuple[int | str, ...], profile: Profile) -> InputRange:
 
 def _vision(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
     """``encode``: new frames behind those that are encoded already, of a file or still in view of a camera."""
-    batch = min(FRAMES_AT_ONCE, limits.frames)
+    batch = min(manifest.blocks.frames, limits.frames)
     new, past = Range(1, batch, batch), Range(0, 0, limits.frames - 1)
     frames = Range(*(a + b for a, b in zip(new, past, strict=True)))
     return (Profile("encode", {"frames_new": new, "frames_past": past, "frame_counts": _counts(frames)}, {}),)
@@ -142,7 +141,7 @@ def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
     One profile for both, since each profile of an engine stores the weights again. It is tuned for full blocks: for
     single rows, TensorRT-RTX sets half as much memory again aside for activations (docs/tensorrt.md).
     """
-    block = min(ROWS_AT_ONCE, limits.rows)
+    block = min(manifest.blocks.rows, limits.rows)
     rows = Range(1, block, block)
     past = Range(0, limits.visual // 2, limits.rows - 1)
     # A block is scored from its first row on if it is the question's, else in its last row only.

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from prunevid.bundle.contract import CHAIN, check_contract
+from prunevid.bundle.contract import check_chain, check_contract
 from prunevid.bundle.manifest import GraphSpec, Manifest
 from prunevid.bundle.names import check_names
 from prunevid.bundle.sections.engine_sets import EngineSpec
+from prunevid.dialects import DIALECTS
 from prunevid.validation import shown
 
 _MOST_FILES = 1000
 _GRAPH_SUFFIX = ".onnx"
 _MIB = 1 << 20
 # Bytes of what is read as a whole. Weights are no part of a graph's file: the largest graphs have 2 MB.
-_LARGEST_GRAPH = 64 * _MIB
+LARGEST_GRAPH = 64 * _MIB
 _LARGEST_TOKENIZER = 64 * _MIB
 _LARGEST_TEMPLATE = _MIB
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raise ValueError where the sections of a manifest, which has all graphs of the chain, do not go together."""
-    if unknown := sorted(manifest.graphs.keys() - CHAIN.keys()):
-        raise ValueError(f"it has the graph {shown(unknown[0])}, which this release does not know")
+    """Raise ValueError where the sections of a manifest do not go together, or its graphs are not the chain's."""
+    check_chain(manifest.graphs)
     if manifest.prune.prune_layer > manifest.model.decoder.layers - 2:
         raise ValueError("no layer is behind its prune_layer")
     _check_files(manifest)
@@ -40,7 +40,7 @@ def _check_files(manifest: Manifest) -> None:
     check_names(files)
     graphs = [graph.file for graph in manifest.graphs.values()]
     prompt = manifest.prompt
-    limits = dict.fromkeys(graphs, _LARGEST_GRAPH)
+    limits = dict.fromkeys(graphs, LARGEST_GRAPH)
     limits |= {prompt.tokenizer: _LARGEST_TOKENIZER, prompt.chat_template: _LARGEST_TEMPLATE}
     engines = [engine.file for engine in manifest.all_engines]
     named = [*graphs, manifest.embeddings.file, prompt.tokenizer, prompt.chat_template, *engines]
@@ -51,10 +51,23 @@ def _check_files(manifest: Manifest) -> None:
             raise ValueError(f"{shown(name)} has {files[name].size} bytes, and {limits[name]} are the most")
     if len(set(named)) < len(named):
         raise ValueError("one file is named for two things")
+    _check_weights(manifest, set(named) - {manifest.embeddings.file})
     for name in graphs:
         # By other endings, readers take a file for another format.
         if not name.endswith(_GRAPH_SUFFIX):
             raise ValueError(f"the graph {shown(name)} does not end in {_GRAPH_SUFFIX}")
+
+
+def _check_weights(manifest: Manifest, others: set[str]) -> None:
+    """Weights lie in files of their own, or in the embedding table's."""
+    for name, graph in manifest.graphs.items():
+        for file in graph.files:
+            if file not in manifest.files:
+                raise ValueError(f"{shown(file)} is not in its files")
+            if file in others:
+                raise ValueError(f"{shown(file)} cannot hold weights of {name}: it is named for something else")
+    if manifest.model.tied != (manifest.embeddings.file in manifest.graphs["llm_post"].files):
+        raise ValueError("its output matrix is not where it says")
 
 
 def _check_embeddings(manifest: Manifest) -> None:
@@ -75,12 +88,13 @@ def _check_kinds(manifest: Manifest) -> None:
     precision, quantization = manifest.precision, manifest.quantization
     if precision in ("fp32", "fp16") and precision != manifest.float_type:
         raise ValueError(f"its precision is {precision}, and its embeddings are in {manifest.embeddings.dtype}")
-    if quantization is None:
-        return
-    if unknown := sorted(quantization.graphs.keys() - manifest.graphs.keys()):
+    if quantization is not None and (unknown := sorted(quantization.graphs.keys() - manifest.graphs.keys())):
         raise ValueError(f"its quantization is of the graph {shown(unknown[0])}, which it does not have")
-    if quantization.kv_cache is not None and manifest.dialect != "ort":
-        raise ValueError(f"its KV cache is in {quantization.kv_cache}, which its dialect {manifest.dialect} has not")
+    cache, dialect = manifest.cache, DIALECTS[manifest.dialect]
+    if cache.layout != dialect.cache_layout:
+        raise ValueError(f"its KV cache lies {cache.layout}, and in its dialect {dialect.name} {dialect.cache_layout}")
+    if cache.dtype != manifest.embeddings.dtype and not (cache.dtype == "int8" and dialect.has_int8_cache):
+        raise ValueError(f"its KV cache is in {cache.dtype}, which its dialect {dialect.name} has not")
 
 
 def _check_engines(manifest: Manifest) -> None:

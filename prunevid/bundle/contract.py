@@ -6,10 +6,12 @@ a bundle whose graphs have others is refused when it is opened. ``docs/architect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from prunevid.bundle.codec import UnknownEntryError
 from prunevid.bundle.manifest import Manifest, TensorSpec
+from prunevid.validation import shown
 
 Shape = tuple[int | str, ...]
 
@@ -21,8 +23,26 @@ class Tensors(NamedTuple):
     outputs: dict[str, TensorSpec]
 
 
+class MissingGraphError(ValueError):
+    """A graph of the chain is not there; the text is its name."""
+
+
 class ContractError(ValueError):
     """A graph takes or gives something else: an older release wrote it, or it is damaged."""
+
+
+def check_chain(graphs: Iterable[str]) -> None:
+    """Raise where these are not the chain's graphs.
+
+    Raises:
+        MissingGraphError: One of the chain's is not among them.
+        UnknownEntryError: One of them is none of the chain's.
+    """
+    names = set(graphs)
+    if missing := sorted(CHAIN.keys() - names):
+        raise MissingGraphError(missing[0])
+    if unknown := sorted(names - CHAIN.keys()):
+        raise UnknownEntryError(f"it has the graph {shown(unknown[0])}")
 
 
 def check_contract(manifest: Manifest) -> None:
@@ -128,7 +148,7 @@ def _select(manifest: Manifest) -> Tensors:
         TensorSpec("video_start", "int64", (1,)),
         _hidden(manifest, "hidden", "total"),
     ]
-    if manifest.dialect == "ort":
+    if manifest.cache.is_in_place:
         inputs.append(TensorSpec("capacity", "int64", (1,)))
     outputs = [
         TensorSpec("kept", "int64", ("kept",)),
@@ -142,16 +162,15 @@ def _select(manifest: Manifest) -> Tensors:
 
 
 def _cache(manifest: Manifest, side: str, layers: range, rows: str = "capacity") -> Iterator[TensorSpec]:
-    """Keys and values of some layers. ``rows``: of the buffers that the dialect ``ort`` keeps them in."""
-    decoder, quantization = manifest.model.decoder, manifest.quantization
-    dtype = (quantization and quantization.kv_cache) or manifest.embeddings.dtype
-    if manifest.dialect == "ort":
+    """Keys and values of some layers. ``rows``: of the buffers of a cache in place."""
+    decoder = manifest.model.decoder
+    if manifest.cache.is_in_place:
         shape: Shape = (1, decoder.kv_heads, rows, decoder.head_dim)
     else:
         shape = (1, "past" if side == "past" else "rows", decoder.kv_heads, decoder.head_dim)
     for layer in layers:
         for kind in ("key", "value"):
-            yield TensorSpec(f"{side}_{kind}.{layer}", dtype, shape)
+            yield TensorSpec(f"{side}_{kind}.{layer}", manifest.cache.dtype, shape)
 
 
 def _tensors(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Tensors:

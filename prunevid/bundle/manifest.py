@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from prunevid.bundle.sections.blocks import Blocks
+from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngineSet
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.bundle.sections.quantization import Quantization
 from prunevid.bundle.sections.tuning import Tuning
 from prunevid.config import PruneConfig
 from prunevid.cost import DecoderShape, VisionShape
+from prunevid.dialects import DIALECTS
 from prunevid.errors import InvalidValueError
 from prunevid.validation import require, require_integer, require_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MOST_FRAMES = 10_000
 """Frames of a video that a bundle can be for."""
 FAMILIES = ("llava_onevision",)
 """The families of models whose bundles this release runs; a family's file in ``export/`` has the same name."""
-DIALECTS = ("ort", "portable")
 PRECISIONS = ("fp32", "fp16", "int8", "int4", "fp8")
 """What weights can be in, by export or calibration."""
 
@@ -43,11 +45,26 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX graph of the chain: its file in the bundle, and its inputs and outputs in order."""
+    """One ONNX graph of the chain.
+
+    Attributes:
+        file: Its file in the bundle.
+        files: The bundle's files that hold its weights, by name, ascending; the embedding table's is among them where
+            that is a weight of the graph, too.
+        inputs: In the file's order.
+        outputs: In the file's order.
+
+    Raises:
+        InvalidValueError: The files are not in order, or one is named twice.
+    """
 
     file: str
+    files: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        require("files", self.files, list(self.files) == sorted(set(self.files)), "names, each once, ascending")
 
 
 @dataclass(frozen=True)
@@ -100,13 +117,31 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What was exported: the model's name and family, and its shapes. random_weights bundles are for latency only."""
+    """What was exported.
+
+    Attributes:
+        name: What the command line calls the model.
+        family: Its family, one of FAMILIES.
+        random_weights: Whether its weights are made up: such bundles are for measuring latency.
+        tokens_per_frame: Visual tokens of one frame.
+        decoder: Shape of the language model.
+        tied: Whether its output matrix is the embedding table, in the embedding table's file.
+        projection_bias: Whether the projections to queries, keys and values have a bias, as Qwen2's do.
+        query_key_norm: Whether queries and keys are normed, as Qwen3's are.
+        vision: Shape of the vision tower.
+
+    Raises:
+        InvalidValueError: A value is out of its range.
+    """
 
     name: str
     family: str
     random_weights: bool
     tokens_per_frame: int
     decoder: DecoderShape
+    tied: bool
+    projection_bias: bool
+    query_key_norm: bool
     vision: VisionShape
 
     def __post_init__(self) -> None:
@@ -142,6 +177,8 @@ class Manifest:
     precision: str
     frames: int
     prune: PruneConfig
+    cache: KvCacheSpec
+    blocks: Blocks
     graphs: dict[str, GraphSpec]
     embeddings: EmbeddingSpec
     prompt: PromptSpec
@@ -166,11 +203,6 @@ class Manifest:
         """Every engine that the bundle has, whichever builder made it."""
         sets = (self.engines, self.rtx_engines)
         return tuple(engine for engines in sets if engines for engine in engines.graphs.values())
-
-    @property
-    def cache_dtype(self) -> str:
-        """Element type of the KV cache, as the graphs declare it, in NumPy's words."""
-        return next(tensor.dtype for tensor in self.graphs["llm_pre"].inputs if tensor.name.startswith("past_key."))
 
     @property
     def float_type(self) -> str:

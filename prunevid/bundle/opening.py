@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from prunevid.bundle.checksums import sha256_of
 from prunevid.bundle.codec import UnknownEntryError, decode, read_json
-from prunevid.bundle.consistency import check_manifest
-from prunevid.bundle.contract import CHAIN, ContractError
-from prunevid.bundle.graphs import check_graph
+from prunevid.bundle.consistency import LARGEST_GRAPH, check_manifest
+from prunevid.bundle.contract import ContractError, MissingGraphError
+from prunevid.bundle.graphs import check_graph, read_graph
 from prunevid.bundle.manifest import MANIFEST, SCHEMA_VERSION, FileRecord, Manifest
-from prunevid.bundle.names import InvalidNameError
+from prunevid.bundle.migrate import OLDEST_SCHEMA, ReadGraph, migrate
+from prunevid.bundle.names import InvalidNameError, check_names
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
+from prunevid.onnx_file import OnnxFile
 from prunevid.validation import shown
+
+_T = TypeVar("_T")
 
 # The largest, of a decoder of 80 layers with engines, has a tenth of that.
 _LARGEST_MANIFEST = 4 << 20
@@ -110,19 +116,14 @@ def _read_manifest(folder: Path) -> Manifest:
         if len(text) > _LARGEST_MANIFEST:
             raise ValueError(f"it has more than {_LARGEST_MANIFEST} bytes")
         data = read_json(text)
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise PruneVidError(
-                f"{folder} has bundle schema version {shown(version)}, this release reads {SCHEMA_VERSION}: export it "
-                "again"
-            )
-        manifest: Manifest = decode(Manifest, data, MANIFEST)
-        if missing := sorted(CHAIN.keys() - manifest.graphs.keys()):
-            raise PruneVidError(
-                f"the bundle {folder} lacks the graph {missing[0]!r} (an older release wrote it, or it is damaged): "
-                "export it again"
-            )
+        _check_version(folder, data)
+        manifest: Manifest = decode(Manifest, migrate(data, _graph_reader(folder, data)), MANIFEST)
         check_manifest(manifest)
+    except MissingGraphError as error:
+        raise PruneVidError(
+            f"the bundle {folder} lacks the graph {str(error)!r} (an older release wrote it, or it is damaged): "
+            "export it again"
+        ) from error
     except UnknownEntryError as error:
         raise PruneVidError(
             f"{path} is of another release: {error}, which this one does not know; update prunevid or export it again"
@@ -134,6 +135,36 @@ def _read_manifest(folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:  # endless nesting is no JSONDecodeError
         raise PruneVidError(f"{path} is damaged ({error}): export the bundle again") from error
     return manifest
+
+
+def _check_version(folder: Path, data: Any) -> None:
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    # A bool is an int, and no version.
+    number = version if isinstance(version, int) and not isinstance(version, bool) else 0
+    if not OLDEST_SCHEMA <= number <= SCHEMA_VERSION:
+        raise PruneVidError(
+            f"{folder} has bundle schema version {shown(version)}, this release reads {OLDEST_SCHEMA} to "
+            f"{SCHEMA_VERSION}: {'update prunevid or ' if number > SCHEMA_VERSION else ''}export it again"
+        )
+
+
+def _graph_reader(folder: Path, data: dict[str, Any]) -> ReadGraph:
+    """Reads the graphs of a manifest that is yet to be migrated, and trusts it as little as any other."""
+
+    def read(name: str) -> OnnxFile:
+        check_names([name])
+        files = data.get("files")
+        if not isinstance(files, dict) or name not in files:
+            raise ValueError(f"{shown(name)} is not in its files")
+        record: FileRecord = decode(FileRecord, files[name], f"{MANIFEST}.files.{name}")
+        if record.size > LARGEST_GRAPH:
+            raise ValueError(f"{shown(name)} has {record.size} bytes, and {LARGEST_GRAPH} are the most")
+        with reading(folder):
+            root = folder.resolve()
+        _check_file(folder, root, name, record)
+        return _load(folder / name, lambda: read_graph(folder / name, record))
+
+    return read
 
 
 def _check_file(folder: Path, root: Path, name: str, record: FileRecord) -> None:
@@ -161,10 +192,14 @@ def _check_file(folder: Path, root: Path, name: str, record: FileRecord) -> None
 
 
 def _check_graph(folder: Path, manifest: Manifest, name: str) -> None:
-    path = folder / manifest.graphs[name].file
+    _load(folder / manifest.graphs[name].file, lambda: check_graph(folder, manifest, name))
+
+
+def _load(path: Path, read: Callable[[], _T]) -> _T:
+    """What ``read`` makes of a graph's file. Raises PruneVidError where it is refused."""
     try:
         with reading(path):
-            check_graph(folder, manifest, name)
+            return read()
     except ValueError as error:
         raise PruneVidError(f"cannot load {path}, since {error}: export the bundle again") from error
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import onnxruntime as ort
 
-from prunevid.blocks import ROWS_AT_ONCE
 from prunevid.bundle import Bundle, GraphSpec, Manifest
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.cuda import Cuda
@@ -160,7 +159,7 @@ def _ranges(manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
     Of the inputs with one number, it takes this for the number where it computes shapes from it.
     """
     rows = min(manifest.frames * manifest.model.tokens_per_frame + _TEXT, manifest.prompt.max_positions)
-    block = min(ROWS_AT_ONCE, rows)
+    block = min(manifest.blocks.rows, rows)
     corners = {
         "min": {"rows": 1, "past": 0, "past_length": 0, "question_start": 0},
         "opt": {"rows": block, "past": rows // 2, "past_length": rows // 2, "question_start": 0},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
 from prunevid.cost import (
     DecoderShape,
     TokenCounts,
@@ -177,7 +176,10 @@ def _activation_bytes(work: Workload, value: int) -> int:
     frames = work.frames * (3 * work.video_pixels + 3 * model.image_size**2 * 4)
     rows = counts.merged + counts.text
     arrays = (counts.visual + 2 * rows) * width * value
-    scratch = [vision_bytes(model.vision, work.frames, value), prefill_bytes(model.decoder, rows, value)]
+    scratch = [
+        vision_bytes(model.vision, work.frames, value, model.blocks),
+        prefill_bytes(model.decoder, rows, value, model.blocks),
+    ]
     if work.is_pruned:
         scratch.append(merge_bytes(model, work.frames))
     return max(frames + arrays + max(scratch), loading_bytes(model.decoder, value))
@@ -215,7 +217,8 @@ def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> di
     pre_layers = work.prune_layer + 1
     layer = clock.precision.decoder_bytes(parameters, clock.device) / shape.layers
     # The question is run behind the rest, in blocks of its own; image_newline is before it.
-    blocks = _blocks(counts.text_before + counts.merged + 1) + _blocks(counts.text_after - 1)
+    at_once = work.model.blocks.rows
+    blocks = _blocks(counts.text_before + counts.merged + 1, at_once) + _blocks(counts.text_after - 1, at_once)
     linear, wide = _decoder_flops(shape, counts.merged + counts.text)
     stages = {"vision": _vision(work, parameters, clock)}
     if work.is_pruned:
@@ -228,7 +231,8 @@ def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> di
     linear, wide = _decoder_flops(shape, counts.kept + counts.text)
     post_layers = shape.layers - pre_layers
     stages["llm_post"] = clock.seconds(
-        _blocks(counts.kept + counts.text) * post_layers * layer + clock.precision.head_bytes(parameters, clock.device),
+        _blocks(counts.kept + counts.text, at_once) * post_layers * layer
+        + clock.precision.head_bytes(parameters, clock.device),
         linear=post_layers * linear,
         wide=post_layers * wide + lm_head_flops(shape),
     )
@@ -239,7 +243,7 @@ def _vision(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> fl
     vision = work.model.vision
     wide = work.frames * vision.layers * 2 * 2 * vision.hidden_size * vision.patches**2
     whole = vision_flops(vision, work.frames) + projector_flops(vision, work.model.decoder, work.frames)
-    batches = -(-work.frames // FRAMES_AT_ONCE)
+    batches = -(-work.frames // work.model.blocks.frames)
     moved = batches * clock.precision.vision_bytes(parameters, clock.device)
     return clock.seconds(moved, vision=whole - wide, wide=wide)
 
@@ -280,5 +284,5 @@ def _decoder_flops(shape: DecoderShape, new: int, past: int = 0) -> tuple[int, i
     return linear, decoder_layer_flops(shape, new, past) - linear
 
 
-def _blocks(rows: int) -> int:
-    return -(-rows // ROWS_AT_ONCE)
+def _blocks(rows: int, at_once: int) -> int:
+    return -(-rows // at_once)

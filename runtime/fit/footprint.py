@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunevid.blocks import FRAMES_AT_ONCE, ROWS_AT_ONCE
+from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS, Blocks
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, kv_bytes
 from prunevid.models import ModelShape
 
@@ -118,14 +118,14 @@ def loading_bytes(shape: DecoderShape, bytes_per_value: int) -> int:
     return shape.vocab_size * shape.hidden_size * bytes_per_value
 
 
-def vision_bytes(vision: VisionShape, frames: int, bytes_per_value: int) -> int:
-    """Activations of the vision tower, which takes four frames at once.
+def vision_bytes(vision: VisionShape, frames: int, bytes_per_value: int, blocks: Blocks = DEFAULT_BLOCKS) -> int:
+    """Activations of the vision tower, which takes a block of frames at once.
 
     Residual stream and its norm; queries, keys and values; scores before and behind the softmax; the MLP before,
     within and behind its activation function. Attention and MLP are added, although they never run together: an arena
     keeps what it was given, and pieces of one size seldom serve the other.
     """
-    patches = min(frames, FRAMES_AT_ONCE) * vision.patches
+    patches = min(frames, blocks.frames) * vision.patches
     heads = max(1, round(vision.hidden_size / _VISION_HEAD_DIM))
     attention = 3 * patches * vision.hidden_size + 2 * heads * patches * vision.patches
     mlp = 3 * patches * vision.intermediate_size
@@ -142,13 +142,13 @@ def merge_bytes(model: ModelShape, frames: int) -> int:
     return frames * tokens * (7 * channels + 4 * tokens) * _FLOAT
 
 
-def prefill_bytes(shape: DecoderShape, rows: int, bytes_per_value: int) -> int:
+def prefill_bytes(shape: DecoderShape, rows: int, bytes_per_value: int, blocks: Blocks = DEFAULT_BLOCKS) -> int:
     """Activations of a decoder segment that takes a block of rows at once, behind all rows so far.
 
     Residual stream and its norm; queries, keys and values; one table of scores, as where attention is not fused; the
     MLP's gate, its sigmoid, their product, and up. Added as in `vision_bytes`.
     """
-    block = min(rows, ROWS_AT_ONCE)
+    block = min(rows, blocks.rows)
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     attention = block * (width + shape.heads * rows)
     mlp = 4 * block * shape.intermediate_size

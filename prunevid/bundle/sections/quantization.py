@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunevid.validation import LARGEST, require, require_integer, require_number, require_text
+from prunevid.validation import LARGEST, require_integer, require_number, require_text
 
 _LONGEST = 1000
 
@@ -33,8 +33,7 @@ class Quantization:
     """The recipe of a quantized bundle, what it did to each graph, and how the bundle was judged.
 
     questions: held-out questions asked of the original and of this bundle; agreement: share of the same greedy
-    answers; divergence: mean KL of the first token's distribution, in nats; kv_cache: ``int8``, or None where keys and
-    values stay in float.
+    answers; divergence: mean KL of the first token's distribution, in nats.
 
     Raises:
         InvalidValueError: when a figure is out of range.
@@ -45,10 +44,8 @@ class Quantization:
     questions: int
     agreement: float
     divergence: float
-    kv_cache: str | None = None
 
     def __post_init__(self) -> None:
-        require("kv_cache", self.kv_cache, self.kv_cache in (None, "int8"), "int8 or null")
         require_text("recipe", self.recipe, _LONGEST)
         require_integer("questions", self.questions, 0)
         require_number("agreement", self.agreement, 0, 1)

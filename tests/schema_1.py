@@ -1,0 +1,31 @@
+"""Bundles as releases with schema 1 wrote them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hostile import edit_manifest
+
+DEMO = Path(__file__).with_name("schema_1_demo.json")
+"""The manifest of the demo bundle that shipped with schema 1, as it was."""
+
+
+def as_schema_1(source: Path, folder: Path) -> Path:
+    """A copy of a bundle whose manifest says what one of schema 1 said."""
+    shutil.copytree(source, folder)
+    edit_manifest(folder, _back)
+    return folder
+
+
+def _back(data: dict[str, Any]) -> None:
+    data["schema_version"] = 1
+    del data["blocks"]
+    cache = data.pop("cache")
+    for name in ("tied", "projection_bias", "query_key_norm"):
+        del data["model"][name]
+    for graph in data["graphs"].values():
+        del graph["files"]
+    if data["quantization"] is not None:
+        data["quantization"]["kv_cache"] = "int8" if cache["dtype"] == "int8" else None

@@ -1,0 +1,152 @@
+"""Bundles of schema 1: what their manifests did not say is read from the graphs, and nothing in them is trusted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import edit_manifest, record
+from schema_1 import DEMO, as_schema_1
+
+from prunevid import PruneVidError
+from prunevid.bundle import SCHEMA_VERSION, open_bundle
+from prunevid.calibration.progress import Silent
+from prunevid.calibration.quantize.calibrate import Settings, quantize
+from prunevid.calibration.questions import AskedVideo, Split
+from prunevid.calibration.workspace import Workspace
+from prunevid.runtime import load
+from prunevid.runtime.demo.asking import BUNDLE, CLIP
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def old(tiny_bundle: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    """A bundle of schema 1, to be changed."""
+    return as_schema_1(tiny_bundle("qwen2", "ort"), tmp_path / "old")
+
+
+def test_the_manifest_that_shipped_with_schema_1_opens_as_todays(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUNDLE, tmp_path / "demo"))
+    shutil.copy(DEMO, folder / "manifest.json")
+    # Files that a later export writes in another way have other checksums, and only those.
+    record(folder, *(name for name in json.loads(DEMO.read_text())["files"]))
+    opened, shipped = open_bundle(folder).manifest, open_bundle(BUNDLE).manifest
+    assert opened == shipped
+    assert opened.schema_version == SCHEMA_VERSION
+    question = "What colour is the circle?"
+    answers = [load(place).ask(CLIP, question, max_new_tokens=4) for place in (folder, BUNDLE)]
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama"])
+def test_what_schema_1_did_not_say_is_read_from_the_graphs(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, name: str, dialect: str
+) -> None:
+    source = tiny_bundle(name, dialect)
+    assert open_bundle(as_schema_1(source, tmp_path / "old")).manifest == open_bundle(source).manifest
+
+
+def test_a_quantized_bundle_of_schema_1_opens_with_its_cache(
+    tiny_bundle: Callable[[str, str], Path], videos: list[AskedVideo], tmp_path: Path
+) -> None:
+    bundle = open_bundle(tiny_bundle("qwen2", "ort"))
+    settings = Settings("cpu-int8", min_agreement=0, kv_cache="int8", max_new_tokens=1)
+    workspace = Workspace(tmp_path / "out", "work")
+    made = quantize(bundle, Split(tuple(videos[:2]), ()), settings, workspace, Silent())
+    assert made.manifest.cache.dtype == "int8"
+    assert open_bundle(as_schema_1(made.path, tmp_path / "old")).manifest == made.manifest
+
+
+def refused(folder: Path, match: str) -> str:
+    with pytest.raises(PruneVidError, match=match) as error:
+        open_bundle(folder, verify=False)
+    sentence = str(error.value)
+    assert sentence.isprintable()
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda data: data["graphs"].pop("merge"), "lacks the graph 'merge' .*export it again"),
+        (lambda data: data["graphs"]["select"]["inputs"].pop(3), "of an older release .*kept_count.*export"),
+        (lambda data: data["graphs"]["llm_pre"]["inputs"].pop(2), "of an older release .*past_length.*export"),
+    ],
+)
+def test_graphs_of_an_older_release_are_refused(old: Path, change: Change, match: str) -> None:
+    edit_manifest(old, change)
+    assert "export" in refused(old, match)
+
+
+PATHS = ["", "model", "model.decoder", "prompt", "prune", "graphs.llm_pre", "embeddings", "preprocessing"]
+
+
+@pytest.mark.parametrize("where", PATHS)
+def test_an_unknown_entry_is_named_as_unknown_at_every_depth(old: Path, where: str) -> None:
+    def change(data: dict[str, Any]) -> None:
+        for name in filter(None, where.split(".")):
+            data = data[name]
+        data["surprise"] = 1
+
+    edit_manifest(old, change)
+    sentence = refused(old, "entry 'surprise', which this one does not know; update prunevid")
+    assert "damaged" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [("", "cache"), ("", "blocks"), ("model", "tied"), ("graphs.select", "files")]
+)
+def test_entries_of_a_later_schema_are_unknown_to_schema_1(old: Path, where: str, name: str) -> None:
+    def change(data: dict[str, Any]) -> None:
+        for part in filter(None, where.split(".")):
+            data = data[part]
+        data[name] = None
+
+    edit_manifest(old, change)
+    refused(old, f"entry '{name}', which this one does not know")
+
+
+def test_a_graph_of_another_release_is_not_even_read(old: Path) -> None:
+    edit_manifest(old, lambda data: data["graphs"].update(speech={"file": "/etc/passwd"}))
+    refused(old, "has the graph 'speech', which this one does not know")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda data: data.pop("graphs"), "lacks 'graphs'"),
+        (lambda data: data.update(graphs=[]), "graphs is not an object"),
+        (lambda data: data["graphs"].update(select=None), "graphs.select is not an object"),
+        (lambda data: data["graphs"]["select"].pop("file"), "graphs.select.file is None"),
+        (lambda data: data["graphs"]["select"].update(file=["x"]), "graphs.select.file is "),
+        (lambda data: data["graphs"]["select"].update(file="../select.onnx"), "lies outside it: do not use it"),
+        (lambda data: data["graphs"]["select"].update(file="other.onnx"), "'other.onnx' is not in its files"),
+        (lambda data: data["graphs"]["select"].update(file="tokenizer.json"), "cannot load .*tokenizer.json"),
+        (lambda data: data.pop("files"), "is not in its files"),
+        (lambda data: data.update(files=[]), "is not in its files"),
+        (lambda data: data["files"].update({"select.onnx": 3}), "files.select.onnx is not an object"),
+        (lambda data: data["files"]["select.onnx"].update(size=-1), "size must be"),
+        (lambda data: data["files"]["select.onnx"].update(size=10**9), "bytes, and 67108864 are the most"),
+        (lambda data: data["files"]["select.onnx"].update(size=5), "copy it whole or export it again"),
+        (lambda data: data.pop("model"), "lacks 'model'"),
+        (lambda data: data.update(model=1), "model is not an object"),
+        (lambda data: data.pop("embeddings"), "lacks 'embeddings'"),
+        (lambda data: data["embeddings"].update(file=7), "embeddings.file is 7"),
+        (lambda data: data["embeddings"].update(dtype="object"), "dtype must be"),
+        (lambda data: data.pop("dialect"), "dialect is None"),
+        (lambda data: data.update(dialect="tensorrt"), "its dialect is 'tensorrt'"),
+        (lambda data: data.update(dialect=["ort"]), "dialect is "),
+        (lambda data: data.update(quantization=[]), "quantization is not an object"),
+        (lambda data: data.update(quantization={"kv_cache": {}}), "manifest.json"),
+        (lambda data: data.update(quantization={"kv_cache": "int8"}), "manifest.json"),
+    ],
+)
+def test_a_manifest_of_schema_1_is_trusted_as_little_as_any_other(old: Path, change: Change, match: str) -> None:
+    edit_manifest(old, change)
+    refused(old, match)

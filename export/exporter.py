@@ -176,8 +176,8 @@ def _write(
     if inputs.tied:
         head = writer.table_rows(folder / _EMBEDDINGS, shape.vocab_size, shape.hidden_size, dtype, decoder.head)
     models = [
-        build_vision_merge(vision, weights, prune.neighbours),
-        build_merge(FeatureShape(vision.tokens_per_frame, vision.channels, dtype), prune.neighbours),
+        build_vision_merge(vision, weights, prune),
+        build_merge(FeatureShape(vision.tokens_per_frame, vision.channels, dtype), prune),
         build_llm_pre(decoder, weights, dialect, prune.prune_layer),
         build_select(shape, dialect, dtype, prune.prune_layer + 1, vision.tokens_per_frame),
         build_llm_post(decoder, weights, dialect, prune.prune_layer, head),

@@ -14,7 +14,6 @@ from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint.json_files import find_file, read_json
 from prunevid.export.checkpoint.schema import (
     FLAG,
-    Rule,
     Section,
     anything,
     conform,
@@ -29,7 +28,7 @@ from prunevid.export.checkpoint.schema import (
     text,
     whole,
 )
-from prunevid.validation import is_number
+from prunevid.validation import Rule, is_number
 
 _NESTED = "processor_config.json"
 _FILES = ("video_preprocessor_config.json", "preprocessor_config.json")

@@ -11,26 +11,44 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from prunevid.errors import InvalidValueError
-from prunevid.validation import LARGEST, is_integer, is_number, require
+from prunevid.methods.catalog import METHODS
+from prunevid.setting import GraphInput, Off, Setting, declare
+from prunevid.validation import LARGEST, Rule, is_integer, is_number, require
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["PAPER_LAYERS", "SELECTIONS", "PruneConfig"]
+__all__ = ["PAPER_LAYERS", "SETTINGS", "PruneConfig"]
 
 PAPER_LAYERS = 32
 """Depth of the 7B model that the paper's prune_layer of 10 belongs to."""
 
-SELECTIONS = ("group", "global")
-"""How the kept tokens are spread: a share of every group, or the best of all."""
+_SELECTIONS = ("group", "global")
 
-_NOTHING_IS_STATIC = 2.0
+_SEGMENT_COUNTS = GraphInput("segment_counts", "int64", "frames", lambda config, most: config.segment_counts(most))
+_CLUSTER_COUNTS = GraphInput("cluster_counts", "int64", "tokens", lambda config, most: config.cluster_counts(most))
+_STATIC_THRESHOLD = GraphInput("static_threshold", "float32", None, lambda config, _: config.static_threshold)
+
+_RATIO = Rule("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1)
+_THRESHOLD = Rule("a number from -1 to 2 (nothing is above 1)", lambda value: is_number(value) and -1 <= value <= 2)
+_KEEPS_ALL = Off(1.0, lambda value: value == 1)
+_NOTHING_IS_STATIC = Off(2.0, lambda value: value > 1)
+
+
+def _at_least(least: int) -> Rule:
+    return Rule(
+        f"an integer of {least} or more, {LARGEST} at most",
+        lambda value: is_integer(value) and least <= value <= LARGEST,
+    )
 
 
 @dataclass(frozen=True)
 class PruneConfig:
     """Settings of the PruneVid method; the defaults are the paper's (arXiv 2412.16117, section 4).
+
+    What else is known of a setting (bounds, help, whether it is fixed at export, what carries it into the graphs, how
+    tuning searches it) is declared with its field, and found in `SETTINGS`.
 
     Attributes:
         segment_ratio: gamma; T frames are clustered into int(T * gamma) segments before refinement.
@@ -42,42 +60,129 @@ class PruneConfig:
         neighbours: k of DPC-KNN's density, the token itself included.
         min_cluster_tokens: a group of so many tokens or fewer is not clustered.
         selection: "group" keeps the best int(n * alpha) of every group, "global" the best of all tokens.
+        method: the merge method, by its name in `prunevid.methods.catalog.METHODS`.
 
     Raises:
-        InvalidValueError: when a setting is out of range; the sentence names it.
+        InvalidValueError: when a setting is out of range, or set where the merge method has no use for it; the
+            sentence names it.
     """
 
-    segment_ratio: float = 0.25
-    static_threshold: float = 0.8
-    cluster_ratio: float = 0.5
-    keep_ratio: float = 0.4
-    prune_layer: int = 10
-    neighbours: int = 7
-    min_cluster_tokens: int = 14
-    selection: str = "group"
+    segment_ratio: float = declare(
+        0.25,
+        "T frames fall into at most int(T * gamma) segments",
+        _RATIO,
+        symbol="gamma",
+        graph_input=_SEGMENT_COUNTS,
+        search=(0.125, 0.25, 0.5),
+    )
+    static_threshold: float = declare(
+        0.8,
+        "mean cosine similarity above which a position is static",
+        _THRESHOLD,
+        symbol="tau",
+        graph_input=_STATIC_THRESHOLD,
+        off=_NOTHING_IS_STATIC,
+        search=(0.7, 0.8, 0.9),
+    )
+    cluster_ratio: float = declare(
+        0.5,
+        "a group of n tokens is merged into int(n * beta)",
+        _RATIO,
+        symbol="beta",
+        graph_input=_CLUSTER_COUNTS,
+        off=_KEEPS_ALL,
+        search=(0.25, 0.5, 1.0),
+    )
+    keep_ratio: float = declare(
+        0.4,
+        "int(n * alpha) of a group's merged tokens are kept in the language model",
+        _RATIO,
+        symbol="alpha",
+        off=_KEEPS_ALL,
+        search=(0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0),
+    )
+    prune_layer: int = declare(
+        10,
+        "last layer (from 0) that sees all merged tokens",
+        _at_least(0),
+        symbol="M",
+        fixed=True,
+        search="bundles",
+    )
+    neighbours: int = declare(
+        7,
+        "neighbours that make a token's density",
+        _at_least(1),
+        symbol="k",
+        fixed=True,
+    )
+    min_cluster_tokens: int = declare(
+        14,
+        "groups of so many tokens or fewer are not clustered",
+        _at_least(0),
+        graph_input=_CLUSTER_COUNTS,
+    )
+    selection: str = declare(
+        "group",
+        "keep the best of every group, or the best of all",
+        Rule('"group" or "global"', lambda value: value in _SELECTIONS),
+        choices=_SELECTIONS,
+    )
+    method: str = declare(
+        "prunevid",
+        "how visual tokens are merged",
+        Rule(f"a known merge method ({', '.join(METHODS)})", lambda value: isinstance(value, str) and value in METHODS),
+        choices=METHODS,
+        fixed=True,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("segment_ratio", "cluster_ratio", "keep_ratio"):
-            ratio = getattr(self, name)
-            require(name, ratio, is_number(ratio) and 0 < ratio <= 1, "a number above 0 and at most 1")
-        threshold = self.static_threshold
-        in_range = is_number(threshold) and -1 <= threshold <= _NOTHING_IS_STATIC
-        require("static_threshold", threshold, in_range, "a number from -1 to 2 (nothing is above 1)")
-        for name, least in (("prune_layer", 0), ("neighbours", 1), ("min_cluster_tokens", 0)):
+        for name, setting in SETTINGS.items():
             value = getattr(self, name)
-            in_range = is_integer(value) and least <= value <= LARGEST
-            require(name, value, in_range, f"an integer of {least} or more, {LARGEST} at most")
-        require("selection", self.selection, self.selection in SELECTIONS, '"group" or "global"')
+            require(name, value, setting.rule.fits(value), setting.rule.allowed)
+        for name, setting in SETTINGS.items():
+            value, off = getattr(self, name), setting.off
+            unused = name in self.own_settings or value == setting.default or (off is not None and off.holds(value))
+            require(name, value, unused, f"left out (the merge method {self.method} has no such setting)")
 
     @classmethod
     def disabled(cls) -> PruneConfig:
         """Settings under which every stage is the identity: nothing is merged, nothing is dropped."""
-        return cls(static_threshold=_NOTHING_IS_STATIC, cluster_ratio=1.0, keep_ratio=1.0)
+        return cls().turned_off()
+
+    def turned_off(self) -> PruneConfig:
+        """These settings with every stage switched off, and all that it does not take left as it is."""
+        return replace(self, **{name: setting.off.value for name, setting in SETTINGS.items() if setting.off})
 
     @property
     def is_disabled(self) -> bool:
         """Whether every stage is the identity."""
-        return self.static_threshold > 1 and self.cluster_ratio == 1 and self.keep_ratio == 1
+        return all(setting.off.holds(getattr(self, name)) for name, setting in SETTINGS.items() if setting.off)
+
+    @property
+    def own_settings(self) -> tuple[str, ...]:
+        """The settings that say something under this merge method, in their order."""
+        merging = METHODS[self.method].settings
+        others = {name for method in METHODS.values() for name in method.settings} - {*merging}
+        return tuple(name for name in SETTINGS if name not in others)
+
+    @property
+    def graph_inputs(self) -> tuple[GraphInput, ...]:
+        """The inputs by which these settings reach the graphs that merge, in the order in which graphs declare them."""
+        carrying = (SETTINGS[name].graph_input for name in METHODS[self.method].settings)
+        return tuple({each.name: each for each in carrying if each}.values())
+
+    def graph_values(self, frames: int, tokens: int) -> dict[str, npt.NDArray[Any]]:
+        """What `graph_inputs` are under these settings, by name, for so many frames of so many tokens."""
+        import numpy as np
+
+        most = {"frames": frames, "tokens": tokens, None: 0}
+        return {each.name: np.asarray(each.value(self, most[each.per]), each.dtype) for each in self.graph_inputs}
+
+    def merging(self) -> PruneConfig:
+        """These settings with all that merging does not read at its default: alike for those that merge alike."""
+        others = SETTINGS.keys() - {*METHODS[self.method].settings, "method"}
+        return replace(self, **{name: SETTINGS[name].default for name in others})
 
     @classmethod
     def for_depth(cls, layers: int) -> PruneConfig:
@@ -136,11 +241,10 @@ class PruneConfig:
         """
         if not isinstance(values, Mapping):
             raise InvalidValueError(f"prune settings must be a mapping of names to values, not {values!r}.")
-        known = [field.name for field in fields(cls)]
-        unknown = [str(name) for name in values if name not in known]
+        unknown = [str(name) for name in values if name not in SETTINGS]
         if unknown:
             names = ", ".join(unknown)
-            raise InvalidValueError(f"unknown prune setting {names}: known are {', '.join(known)}.")
+            raise InvalidValueError(f"unknown prune setting {names}: known are {', '.join(SETTINGS)}.")
         return cls(**values)
 
 
@@ -160,3 +264,7 @@ def _at_least_one(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Raise every count but the first to 1: what has items has a cluster."""
     counts[1:] = counts[1:].clip(min=1)
     return counts
+
+
+SETTINGS: dict[str, Setting] = {field.name: field.metadata["setting"] for field in fields(PruneConfig)}
+"""All that is known of every setting, by its name."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from prunevid.errors import InvalidValueError
 
 __all__ = [
     "LARGEST",
+    "Rule",
     "is_integer",
     "is_number",
     "require",
@@ -24,6 +27,14 @@ LARGEST = 2**31 - 1
 """No count, size or number of a setting is larger."""
 
 _MOST_DIGITS = 40
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one value may be: in words, for the sentence that refuses another, and as a test."""
+
+    allowed: str
+    fits: Callable[[Any], bool]
 
 
 def is_integer(value: object) -> bool:

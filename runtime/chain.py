@@ -317,11 +317,7 @@ class Chain:
         return Selection(outputs["kept"], outputs["kept_hidden"], outputs["kept_position_ids"], kept_cache)
 
     def _settings(self, prune: PruneConfig, frames: int) -> dict[str, np.ndarray]:
-        return {
-            "segment_counts": prune.segment_counts(frames),
-            "cluster_counts": prune.cluster_counts(self.manifest.model.tokens_per_frame),
-            "static_threshold": np.array(prune.static_threshold, np.float32),
-        }
+        return prune.graph_values(frames, self.manifest.model.tokens_per_frame)
 
 
 def _checked(slot: Slot, frames: Any) -> Any:

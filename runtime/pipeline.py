@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.config import PruneConfig
+from prunevid.config import SETTINGS, PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, Timings
 from prunevid.runtime.backends.backend import choose_backend
@@ -158,8 +158,8 @@ def resolve_prune(exported: PruneConfig, prune: bool | PruneConfig) -> PruneConf
     if not isinstance(prune, PruneConfig):
         settings = exported
     else:
-        for name in ("prune_layer", "neighbours"):
-            if getattr(prune, name) != getattr(exported, name):
+        for name, setting in SETTINGS.items():
+            if setting.fixed and getattr(prune, name) != getattr(exported, name):
                 raise PruneVidError(
                     f"{name} is fixed at export: this bundle has {getattr(exported, name)}, "
                     f"not {getattr(prune, name)}; export it again to change it"

@@ -33,7 +33,7 @@ from models import (
 
 from prunevid import MergedTokens, PruneConfig, merge_tokens
 from prunevid.export.graphs import operators
-from prunevid.export.graphs.merge import MergeSettings, merge
+from prunevid.export.graphs.methods.prunevid import merge
 
 Array = npt.NDArray[Any]
 
@@ -45,12 +45,12 @@ def merge_session(neighbours: int) -> ort.InferenceSession:
     """The merge with features as its input: any number of frames, tokens and channels."""
     graph, op = operators.new_graph("merge", 20, (operators.DOMAIN,))
     features = op.builder.input("past_features", ir.DataType.FLOAT, ["frames", "patches", "channels"])
-    merge_settings = MergeSettings(
-        segment_counts=op.builder.input("segment_counts", ir.DataType.INT64, ["frame_counts"]),
-        cluster_counts=op.builder.input("cluster_counts", ir.DataType.INT64, ["token_counts"]),
-        static_threshold=op.builder.input("static_threshold", ir.DataType.FLOAT, []),
-    )
-    merged = merge(op, features, merge_settings, neighbours)
+    merge_settings = {
+        "segment_counts": op.builder.input("segment_counts", ir.DataType.INT64, ["frame_counts"]),
+        "cluster_counts": op.builder.input("cluster_counts", ir.DataType.INT64, ["token_counts"]),
+        "static_threshold": op.builder.input("static_threshold", ir.DataType.FLOAT, []),
+    }
+    merged = merge(op, features, merge_settings, PruneConfig(neighbours=neighbours))
     for value, name, dtype, dims in (
         (merged.tokens, "video_tokens", ir.DataType.FLOAT, ["all", "channels"]),
         (merged.group, "token_group", ir.DataType.INT64, ["all"]),

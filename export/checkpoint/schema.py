@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunevid.errors import PruneVidError
-from prunevid.validation import is_integer, is_number
+from prunevid.validation import Rule, is_integer, is_number
 
 _SHOWN = 60
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one value may be: in words, for the sentence that refuses another, and as a test."""
-
-    allowed: str
-    fits: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)

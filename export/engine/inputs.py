@@ -7,12 +7,14 @@ positions go on behind the past. Features are those of a few scenes, so that clu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from prunevid.bundle import Manifest, TensorSpec
 from prunevid.export.engine.profiles import Profile
+from prunevid.setting import GraphInput
 
 Array = npt.NDArray[np.generic]
 
@@ -46,9 +48,7 @@ class _Source:
             "pixel_values": lambda shape: rng.uniform(-1, 1, shape),
             "past_features": self._scenes,
             "features": self._scenes,
-            "segment_counts": lambda shape: manifest.prune.segment_counts(shape[0] - 1),
-            "cluster_counts": lambda shape: manifest.prune.cluster_counts(shape[0] - 1),
-            "static_threshold": lambda shape: np.full(shape, manifest.prune.static_threshold),
+            **{each.name: partial(self._setting, each) for each in manifest.prune.graph_inputs},
             "position_ids": lambda shape: np.arange(shape[1])[None] + sizes.get("past", 0),
             "question_scores": lambda shape: rng.random(shape),
             "token_group": lambda shape: np.sort(self._groups(shape[0])),
@@ -67,6 +67,10 @@ class _Source:
         else:
             made = self._rng.standard_normal(shape)
         return np.asarray(made, np.dtype(spec.dtype), order="C")
+
+    def _setting(self, graph_input: GraphInput, shape: tuple[int, ...]) -> Array:
+        """An input that carries settings: a table up to its last entry, or a scalar."""
+        return np.asarray(graph_input.value(self._manifest.prune, shape[0] - 1 if shape else 0))
 
     def _scenes(self, shape: tuple[int, ...]) -> Array:
         """Features [frames, tokens, channels]: a scene per four frames, in which some positions move."""

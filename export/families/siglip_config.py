@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from prunevid.cost import VisionShape
-from prunevid.export.checkpoint.schema import FLAG, Rule, Section, exactly, number, one_of, only, refuse, whole
+from prunevid.export.checkpoint.schema import FLAG, Section, exactly, number, one_of, only, refuse, whole
 from prunevid.export.families.text_config import ALIKE, LAYERS, UNQUANTIZED
+from prunevid.validation import Rule
 
 ACTIVATIONS = one_of("gelu", "gelu_pytorch_tanh", "quick_gelu", "silu")
 _MOST_PATCHES = 1 << 14

@@ -16,7 +16,6 @@ from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint.schema import (
     FLAG,
     NULL,
-    Rule,
     Section,
     either,
     exactly,
@@ -33,6 +32,7 @@ from prunevid.export.checkpoint.schema import (
 from prunevid.export.checkpoint.weights import SafetensorsWeights
 from prunevid.export.families.family import TensorNames
 from prunevid.export.graphs.decoder import DecoderSpec
+from prunevid.validation import Rule
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary embeddings whose frequencies do not depend on the length of the text.

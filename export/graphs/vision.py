@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir import passes
 from onnxscript import optimizer
 
+from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint.weights import Weights
 from prunevid.export.graphs import operators
@@ -43,11 +44,11 @@ class VisionSpec:
     channels: int
 
 
-def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> ir.Model:
+def build_vision_merge(spec: VisionSpec, weights: Weights, prune: PruneConfig) -> ir.Model:
     """The vision_merge graph.
 
     Inputs: pixel_values float32 [F, 3, size, size] of new frames, at least one, past_features [P, N, C] (features of
-    the frames before them, if any) and the pruning settings segment_counts, cluster_counts, static_threshold.
+    the frames before them, if any) and the inputs that carry the settings.
     Outputs: features [P + F, N, C] and what the graph merge makes of them (see
     :func:`prunevid.export.graphs.merge.build_merge`). Features and tokens have the weights' dtype.
     """
@@ -65,10 +66,10 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, neighbours: int) -> i
     graph.inputs[0].shape = ir.Shape(dims)
     shape = FeatureShape(spec.tokens_per_frame, spec.channels, weights.dtype)
     past = op.builder.input("past_features", shape.dtype, shape.of("frames_past"))
-    settings = declare_settings(op, shape.tokens)
+    settings = declare_settings(op, prune, shape.tokens)
     features = op.Concat(past, traced, axis=0)
     add_output(op, features, "features", shape.dtype, shape.of("frames"))
-    add_merged(op, features, settings, shape, neighbours)
+    add_merged(op, features, settings, shape, prune)
     return operators.to_model(graph, op)
 
 

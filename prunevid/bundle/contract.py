@@ -74,11 +74,7 @@ def _text(tensor: TensorSpec | None) -> str:
 
 def _settings(manifest: Manifest) -> list[TensorSpec]:
     tokens = manifest.model.tokens_per_frame
-    return [
-        TensorSpec("segment_counts", "int64", ("frame_counts",)),
-        TensorSpec("cluster_counts", "int64", (tokens + 1,)),
-        TensorSpec("static_threshold", "float32", ()),
-    ]
+    return [TensorSpec(each.name, each.dtype, each.shape(tokens)) for each in manifest.prune.graph_inputs]
 
 
 def _merged(manifest: Manifest) -> list[TensorSpec]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from prunevid.config import PruneConfig
 from prunevid.methods.arrays import Integers, real
+from prunevid.methods.catalog import reference_of
 
 __all__ = ["MergedTokens", "merge_tokens"]
 
@@ -33,7 +34,7 @@ class MergedTokens:
 
 
 def merge_tokens(features: npt.ArrayLike, config: PruneConfig) -> MergedTokens:
-    """Merge the visual tokens of a video over time and in space.
+    """Merge the visual tokens of a video by the method that the settings name.
 
     Args:
         features: [T, N, C] real; T frames of N tokens of C channels. Computed in float64 whatever the type.
@@ -45,10 +46,8 @@ def merge_tokens(features: npt.ArrayLike, config: PruneConfig) -> MergedTokens:
     Raises:
         InvalidValueError: when features are not [T, N, C] without empty sides, not real or not finite.
     """
-    from prunevid.methods.prunevid import merge
-
     given = np.asarray(features)
-    merged = merge(real("features", given, rank=3), config)
+    merged = reference_of(config.method).merge(real("features", given, rank=3), config)
     return MergedTokens(
         merged.tokens.astype(_output_type(given.dtype)), merged.group, merged.patch_to_token, merged.segments
     )

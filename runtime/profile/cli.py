@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunevid.config import PruneConfig
-from prunevid.console.values import number, path, whole
+from prunevid.config import SETTINGS, PruneConfig
+from prunevid.console.values import path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, write_output
-from prunevid.options import add_prune_options, prune_settings
+from prunevid.options import add_prune_options, prune_settings, reader_of
 from prunevid.runtime.options import add_backend_options
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
 
@@ -151,13 +150,12 @@ def _swept(sweep: str, base: PruneConfig) -> tuple[PruneConfig, ...]:
     """``base`` with every value of a sweep such as ``keep_ratio=0.2,0.4``."""
     name, _, values = sweep.partition("=")
     name = name.strip().replace("-", "_")
-    read: dict[type, Callable[[str], Any]] = {int: whole, float: number, str: str}
-    kinds = {field.name: read[type(field.default)] for field in fields(PruneConfig)}
-    if name not in kinds or not values:
-        known = ", ".join(kind for kind in kinds if kind not in ("prune_layer", "neighbours"))
+    if name not in SETTINGS or not values:
+        known = ", ".join(name for name in base.own_settings if not SETTINGS[name].fixed)
         raise PruneVidError(f"--sweep {sweep}: write SETTING=X,Y,... with one of {known}")
     try:
-        parsed = [kinds[name](value.strip()) for value in values.split(",")]
+        read = reader_of(name)
+        parsed = [read(value.strip()) for value in values.split(",")]
     except argparse.ArgumentTypeError as error:
         raise PruneVidError(f"--sweep {sweep}: {error}") from error
     return tuple(replace(base, **{name: value}) for value in dict.fromkeys(parsed))

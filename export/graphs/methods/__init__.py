@@ -1,0 +1,1 @@
+"""Merge methods as graphs, a module each, as `prunevid.methods.catalog` names them."""

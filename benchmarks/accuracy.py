@@ -24,8 +24,7 @@ from benchmarks.report import save
 from demo import world
 from prunevid.export import export
 from prunevid.export.catalog import checkpoint_of_demo
-from prunevid.runtime import SamplingConfig, VideoSession, load
-from prunevid.runtime.backends.arrays import Array
+from prunevid.runtime import Answer, SamplingConfig, VideoSession, load
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.video.pixel_values import preprocess
@@ -37,16 +36,6 @@ _BOOTSTRAP = 10_000
 Variant = Callable[["Video"], tuple[list[str], list[int]]]
 
 
-class RandomChoice(VideoSession):
-    """Keeps as many tokens of every group as the method does, but at random."""
-
-    rng: np.random.Generator
-
-    def choose_scores(self, scores: Array) -> Array:
-        """Random scores instead of the question's attention."""
-        return self.rng.random(len(scores), dtype=np.float32)
-
-
 class Video:
     """A test video: its questions, pixels, features and merged tokens, and how many tokens the method keeps of it."""
 
@@ -55,50 +44,53 @@ class Video:
         self.index = index
         self.questions = sample.questions
         self.pixels = preprocess(sample.frames, pipeline.preprocessing)
-        # On the CPU, and so arrays of NumPy.
-        self.features = np.asarray(pipeline.chain.encode(self.pixels))
-        self.merged = pipeline.chain.merge(self.features, pipeline.bundle.manifest.prune)
+        self.features = pipeline.features(sample.frames, len(sample.frames))
+        self.merged = pipeline.chain.merge(self.features.features, pipeline.bundle.manifest.prune)
+        self.visual = self.merged.patch_to_token.size
         self.kept = 0
 
 
 def variants(pipeline: Pipeline) -> dict[str, Variant]:
     """All ways of choosing tokens, by the name they have in the table; each needs the method's own run first."""
-    chain, prompt, prune = pipeline.chain, pipeline.prompt, pipeline.bundle.manifest.prune
+    prune = pipeline.bundle.manifest.prune
 
     def ask(session: VideoSession, video: Video) -> tuple[list[str], list[int]]:
-        answers = [session.ask(question.text, _SAMPLING) for question in video.questions]
-        return [answer.text for answer in answers], [answer.token_counts.kept for answer in answers]
+        return _texts_and_kept([session.ask(question.text, _SAMPLING) for question in video.questions])
 
     def chain_unpruned(video: Video) -> tuple[list[str], list[int]]:
-        return ask(VideoSession(chain, prompt, chain.unmerged(video.features), None), video)
+        return ask(pipeline.session(video.features, prune=False), video)
 
     def pruned(video: Video) -> tuple[list[str], list[int]]:
-        texts, kept = ask(VideoSession(chain, prompt, video.merged, prune), video)
+        texts, kept = ask(pipeline.session(video.merged, prune), video)
         video.kept = kept[0]
         return texts, kept
 
     def merged_only(video: Video) -> tuple[list[str], list[int]]:
-        return ask(VideoSession(chain, prompt, video.merged, replace(prune, keep_ratio=1.0)), video)
+        return ask(pipeline.session(video.merged, replace(prune, keep_ratio=1.0)), video)
 
     def random_merged(video: Video) -> tuple[list[str], list[int]]:
-        session = RandomChoice(chain, prompt, video.merged, prune)
-        session.rng = np.random.default_rng([11, video.index])
-        return ask(session, video)
+        """As many tokens of every group as the method keeps, but at random instead of by the question's attention."""
+        session, rng, answers = pipeline.session(video.merged, prune), np.random.default_rng([11, video.index]), []
+        for question in video.questions:
+            scored = session.score(question.text)
+            stream = scored.stream(_SAMPLING, scores=rng.random(len(scored.scores), dtype=np.float32))
+            "".join(stream)
+            answers.append(stream.answer)
+        return _texts_and_kept(answers)
 
     def subset(video: Video, index: np.ndarray) -> tuple[list[str], list[int]]:
-        whole = chain.unmerged(video.features)
+        whole = pipeline.chain.unmerged(video.features.features)
+        # On the CPU, and so an array of NumPy.
         chosen = np.asarray(whole.tokens)[index]
         tokens = VideoTokens(chosen, whole.group[index], whole.patch_to_token, whole.frame_segment)
-        return ask(VideoSession(chain, prompt, tokens, None), video)
+        return ask(pipeline.session(tokens, prune=False), video)
 
     def random_input(video: Video) -> tuple[list[str], list[int]]:
-        count = video.features.shape[0] * video.features.shape[1]
         rng = np.random.default_rng([12, video.index])
-        return subset(video, np.sort(rng.permutation(count)[: video.kept]))
+        return subset(video, np.sort(rng.permutation(video.visual)[: video.kept]))
 
     def strided_input(video: Video) -> tuple[list[str], list[int]]:
-        count = video.features.shape[0] * video.features.shape[1]
-        return subset(video, np.linspace(0, count - 1, video.kept).round().astype(np.int64))
+        return subset(video, np.linspace(0, video.visual - 1, video.kept).round().astype(np.int64))
 
     def question_only(video: Video) -> tuple[list[str], list[int]]:
         return subset(video, np.empty(0, np.int64))
@@ -113,6 +105,10 @@ def variants(pipeline: Pipeline) -> dict[str, Variant]:
         "g": strided_input,
         "h": question_only,
     }
+
+
+def _texts_and_kept(answers: list[Answer]) -> tuple[list[str], list[int]]:
+    return [answer.text for answer in answers], [answer.token_counts.kept for answer in answers]
 
 
 NAMES = {
@@ -134,10 +130,9 @@ def _transformers(pipeline: Pipeline) -> Variant:
     # The checkpoint is stored in fp16; both sides compute in fp32.
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint_of_demo(), dtype=torch.float32).eval()
     video_id = model.config.video_token_id
-    count = pipeline.bundle.manifest.model.tokens_per_frame
 
     def answer(video: Video) -> tuple[list[str], list[int]]:
-        texts, visual = [], len(video.pixels) * count
+        texts, visual = [], video.visual
         for question in video.questions:
             ids = pipeline.prompt.encode(question.text)
             tokens = np.concatenate([ids.prefix, np.full(visual + 1, video_id), ids.suffix])[None]
@@ -167,13 +162,12 @@ def measure(videos: int, bundle: str) -> dict[str, Any]:
     kinds: list[str] = []
     for index in range(videos):
         video = Video(pipeline, index)
-        visual = video.features.shape[0] * video.features.shape[1]
         for name, variant in answering.items():
             answers, kept = variant(video)
             right[name].append(np.array([a == q.answer for a, q in zip(answers, video.questions, strict=True)]))
             texts[name] += answers
-            shares[name] += [k / visual for k in kept]
-        merged.append(len(video.merged.tokens) / visual)
+            shares[name] += [k / video.visual for k in kept]
+        merged.append(len(video.merged.tokens) / video.visual)
         kinds += [q.kind for q in video.questions]
         if (index + 1) % 20 == 0:
             print(f"{index + 1} videos", file=sys.stderr, flush=True)

@@ -112,7 +112,7 @@ def _prompt_rows(plan: Plan) -> int:
     from prunevid.text.chat import ChatPrompt
 
     bundle = open_bundle(plan.bundle, verify=False)
-    ids = ChatPrompt.of_bundle(bundle).encode(QUESTION)
+    ids = ChatPrompt.of(bundle).encode(QUESTION)
     return len(ids.prefix) + plan.frames * bundle.manifest.model.tokens_per_frame + len(ids.suffix) + 1
 
 

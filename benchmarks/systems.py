@@ -18,6 +18,8 @@ from prunevid.config import PruneConfig
 
 QUESTION = "What happens in this video, and in which order?"
 RETAINED = 0.17
+# The language model's stages up to the first token.
+_PREFILL = ("prefix", "question", "select", "llm_post")
 
 
 class System(Protocol):
@@ -73,38 +75,28 @@ class Chain:
 
     def vision(self) -> dict[str, Any]:
         """Encode the frames; seconds of it, and of the merging within it that nothing asked for."""
-        from prunevid.runtime.video.pixel_values import preprocess
-
-        pixels = preprocess(video(self.frames), self.pipeline.preprocessing)
+        self.features = self.pipeline.features(video(self.frames), self.frames)
+        # It takes four frames at a time, and the graph merges each four although nothing asks for it.
         begin = perf_counter()
-        self.features = self.pipeline.chain.encode(pixels)
-        elapsed = perf_counter() - begin
-        # encode() takes four frames at a time, and the graph merges each four although nothing asks for it.
-        begin = perf_counter()
-        self.pipeline.chain.merge(self.features[:4], self.pipeline.bundle.manifest.prune)
-        return {"vision": elapsed, "merge in vain": (perf_counter() - begin) * self.frames / 4}
+        self.pipeline.chain.merge(self.features.features[:4], self.pipeline.bundle.manifest.prune)
+        return {
+            "vision": self.features.timings.stages["vision"],
+            "merge in vain": (perf_counter() - begin) * self.frames / 4,
+        }
 
     def round(self, steps: int, pruned: bool) -> dict[str, Any]:
         """From the encoded frames to the first token, then `steps` decode steps: seconds by stage, and tokens."""
-        from prunevid.runtime import SamplingConfig, Timings, VideoSession
+        from prunevid.runtime import SamplingConfig
 
-        chain, prune = self.pipeline.chain, None
-        timings = Timings()
-        if pruned:
-            prune = settings_at(RETAINED, self.pipeline.bundle.manifest.prune, self._kept)
-            with timings.stage("merge"):
-                tokens = chain.merge(self.features, prune)
-        else:
-            tokens = chain.unmerged(self.features)
-        session = VideoSession(chain, self.pipeline.prompt, tokens, prune, opening=timings)
+        prune = settings_at(RETAINED, self.pipeline.bundle.manifest.prune, self._kept) if pruned else False
+        session = self.pipeline.session(self.features, prune)
         answer = session.ask(QUESTION, SamplingConfig(max_new_tokens=steps + 1, ignore_eos=True))
         stages = answer.timings.stages
-        merge = stages.pop("merge", 0.0)
         counts = answer.token_counts
         return {
-            "merge": merge,
+            "merge": stages.get("merge", 0.0),
             "select": stages.get("select", 0.0),
-            "llm prefill": sum(stages.values()),
+            "llm prefill": sum(stages.get(name, 0.0) for name in _PREFILL),
             "decode": statistics.median(answer.timings.decode),
             "first token id": answer.token_ids[0],
             "visual tokens": [counts.visual, counts.merged, counts.kept],
@@ -113,8 +105,8 @@ class Chain:
 
     def _kept(self, prune: PruneConfig) -> float:
         """The share of visual tokens that ``prune`` keeps of this video."""
-        group = self.pipeline.chain.merge(self.features, prune).group
-        return kept_tokens(prune, group) / (self.features.shape[0] * self.features.shape[1])
+        merged = self.pipeline.chain.merge(self.features.features, prune)
+        return kept_tokens(prune, merged.group) / merged.patch_to_token.size
 
 
 class Transformers:
@@ -138,7 +130,7 @@ class Transformers:
         self.torch, self.frames = torch, frames
         opened = open_bundle(bundle, verify=False)
         self.preprocessing, self.prune = opened.manifest.preprocessing, opened.manifest.prune
-        self.ids = ChatPrompt.of_bundle(opened).encode(QUESTION)
+        self.ids = ChatPrompt.of(opened).encode(QUESTION)
         config = llava_onevision.parse_config(shipped_config(known_model(opened.manifest.model.name)), "shipped")
         config._attn_implementation = "sdpa"
         shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))

@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunevid.runtime.answer import Answer, Timings
+    from prunevid.runtime.answer import Answer
     from prunevid.runtime.pipeline import Pipeline, load
     from prunevid.runtime.session import VideoSession
     from prunevid.runtime.text.sampling import SamplingConfig
+    from prunevid.runtime.timings import Timings
 
 __all__ = ["Answer", "Pipeline", "SamplingConfig", "Timings", "VideoSession", "load"]
 
@@ -18,7 +19,7 @@ _HOMES = {
     "Answer": "answer",
     "Pipeline": "pipeline",
     "SamplingConfig": "text.sampling",
-    "Timings": "answer",
+    "Timings": "timings",
     "VideoSession": "session",
     "load": "pipeline",
 }

@@ -118,19 +118,22 @@ class Chain:
         self.memory.copy(self.image_newline, embeds[len(ids) + visual :])
         return embeds
 
-    def encode(self, pixel_values: np.ndarray) -> Array:
+    def new_features(self, frames: int) -> Array:
+        """Room for the features of ``frames`` frames, [T, N, C]."""
+        spec = self.manifest.model
+        return self.memory.empty((frames, spec.tokens_per_frame, spec.decoder.hidden_size), self.dtype)
+
+    def encode(self, pixel_values: np.ndarray, *, into: Array | None = None) -> Array:
         """Features [T, N, C] of pixel values float32 [T, 3, size, size]: tower, projector and pooling.
 
-        The graph merges each batch of frames on the way, which is dropped: a merge over few frames costs next to
-        nothing beside their encoding (docs/benchmarks.md has the figure).
+        Written into ``into`` where that is given. The graph merges each batch of frames on the way, which is dropped: a
+        merge over few frames costs next to nothing beside their encoding (docs/benchmarks.md has the figure).
         """
-        return self._encode(_checked(self._pixels, pixel_values))
+        pixel_values = _checked(self._pixels, pixel_values)
+        return self._encode(pixel_values, self.new_features(len(pixel_values)) if into is None else into)
 
-    def _encode(self, pixel_values: np.ndarray) -> Array:
-        """Features of any number of frames, none included."""
-        spec = self.manifest.model
-        shape = (len(pixel_values), spec.tokens_per_frame, spec.decoder.hidden_size)
-        features = self.memory.empty(shape, self.dtype)
+    def _encode(self, pixel_values: np.ndarray, features: Array) -> Array:
+        """Features of any number of frames, none included, written into ``features``."""
         at_once = self.manifest.blocks.frames
         for start in range(0, len(pixel_values), at_once):
             stop = min(start + at_once, len(pixel_values))
@@ -152,7 +155,8 @@ class Chain:
         pixel_values = _checked(self._pixels, pixel_values)
         at_once = self.manifest.blocks.frames
         before = (len(pixel_values) - 1) // at_once * at_once
-        feeds = self._vision_feeds(pixel_values[before:], self._encode(pixel_values[:before]), prune)
+        past = self._encode(pixel_values[:before], self.new_features(before))
+        feeds = self._vision_feeds(pixel_values[before:], past, prune)
         return self._merged(self._vision_merge.run(feeds, dict.fromkeys(_MERGED)), len(pixel_values))
 
     def _vision_feeds(self, pixel_values: np.ndarray, past: Array, prune: PruneConfig) -> dict[str, Array]:

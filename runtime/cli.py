@@ -68,15 +68,14 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load(args.bundle, args.backend, threads=getattr(args, "threads", None))
     if pipeline.bundle.manifest.model.random_weights and not args.json:
         print("note: this bundle has random weights: its answers mean nothing", file=sys.stderr)
-    for question in args.questions:
-        pipeline.prompt.encode(question)
+    asked = [pipeline.prompt.encode(question) for question in args.questions]
     exported = pipeline.bundle.manifest.prune
     settings = prune_settings(args, exported)
     if args.no_prune and settings != exported:
         raise PruneVidError("--no-prune and pruning settings exclude each other: give one or the other")
     session = pipeline.open(args.video, frames=getattr(args, "frames", None), prune=not args.no_prune and settings)
-    for question in args.questions:
-        stream = session.stream(question, sampling)
+    for question, ids in zip(args.questions, asked, strict=True):
+        stream = session.stream(ids, sampling)
         for text in stream:
             if not args.json:
                 print(_for_terminal(text) if sys.stdout.isatty() else text, end="", flush=True)

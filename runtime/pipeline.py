@@ -11,14 +11,18 @@ import numpy as np
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.config import SETTINGS, PruneConfig
 from prunevid.errors import PruneVidError
-from prunevid.runtime.answer import Answer, Timings
+from prunevid.runtime.answer import Answer
 from prunevid.runtime.backends.backend import choose_backend
 from prunevid.runtime.chain import Chain, VideoTokens
+from prunevid.runtime.features import VideoFeatures
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
 from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.runtime.timings import Stopwatch
+from prunevid.runtime.video.frames import SampledFrames
 from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
+from prunevid.runtime.window import FeatureWindow
 from prunevid.text.chat import ChatPrompt
 
 # A path to a video file or to a folder of images, or frames uint8 [T, H, W, 3].
@@ -62,7 +66,7 @@ def load(
 def _load(bundle: Bundle, backend: str, threads: int | None) -> Pipeline:
     # The prompt's process starts while the graphs are loaded.
     with ThreadPoolExecutor(1) as pool:
-        prompt = pool.submit(ChatPrompt.of_bundle, bundle)
+        prompt = pool.submit(ChatPrompt.of, bundle)
         chain = Chain(bundle, choose_backend(backend, bundle, threads))
         return Pipeline(bundle, chain, prompt.result())
 
@@ -75,45 +79,94 @@ class Pipeline:
         self.bundle = bundle
         self.chain = chain
         self.preprocessing = bundle.manifest.preprocessing
-        self.prompt = prompt or ChatPrompt.of_bundle(bundle)
+        self.prompt = prompt or ChatPrompt.of(bundle)
 
-    def open(
-        self,
-        video: Video,
-        *,
-        frames: int | None = None,
-        prune: bool | PruneConfig = True,
-        merge_apart: bool = False,
-    ) -> VideoSession:
+    def open(self, video: Video, *, frames: int | None = None, prune: bool | PruneConfig = True) -> VideoSession:
         """Read and encode a video, and run the language model up to the question.
 
-        frames: how many to sample, by default the bundle's. prune: True for the bundle's settings, False for none, or
-        settings of your own (prune_layer and neighbours are fixed at export). merge_apart: merge in a run of its own,
-        so that the timings tell it from encoding; else the last batch of frames merges on its way, within the stage
-        ``vision``. Raises PruneVidError where the video cannot be read.
+        The same as `features` and `session`, but the last batch of frames merges on its way, within the stage vision.
+
+        Args:
+            video: What to read.
+            frames: How many frames to sample, by default the bundle's.
+            prune: True for the bundle's settings, False for none, or settings of your own (prune_layer and neighbours
+                are fixed at export).
+
+        Raises:
+            PruneVidError: The video cannot be read, the settings have another value for what is fixed at export, or
+                the video takes more positions than the model has.
         """
         settings = resolve_prune(self.bundle.manifest.prune, prune)
-        timings = Timings(self.chain.now)
-        with timings.stage("video"):
+        if settings is None:
+            return self.session(self.features(video, frames), prune=False)
+        stopwatch = Stopwatch(self.chain.now)
+        sampled, pixel_values = self._read(video, frames, stopwatch)
+        with stopwatch.stage("vision"):
+            tokens = self.chain.encode_and_merge(pixel_values, settings)
+        return VideoSession(
+            self.chain, self.prompt, tokens, settings, opening=stopwatch.timings, skipped_frames=sampled.skipped
+        )
+
+    def features(self, video: Video, frames: int | None = None) -> VideoFeatures:
+        """Read and encode a video, for sessions with any settings.
+
+        Args:
+            video: What to read.
+            frames: How many frames to sample, by default the bundle's.
+
+        Raises:
+            PruneVidError: The video cannot be read.
+        """
+        stopwatch = Stopwatch(self.chain.now)
+        sampled, pixel_values = self._read(video, frames, stopwatch)
+        with stopwatch.stage("vision"):
+            features = self.chain.encode(pixel_values)
+        return VideoFeatures(features, sampled.timestamps_s, sampled.skipped, stopwatch.timings)
+
+    def session(self, video: VideoFeatures | VideoTokens, prune: bool | PruneConfig = True) -> VideoSession:
+        """Merge a video's features, and run the language model up to the question.
+
+        The first answer's timings begin with those of the features; merging is a stage of its own, merge.
+
+        Args:
+            video: Its features, all frames or some; or tokens that are merged already, or not at all.
+            prune: As in `open`; of tokens, what questions keep of them.
+
+        Raises:
+            PruneVidError: The settings have another value for what is fixed at export, the video has no frames, or it
+                takes more positions than the model has.
+        """
+        settings = resolve_prune(self.bundle.manifest.prune, prune)
+        if isinstance(video, VideoTokens):
+            return VideoSession(self.chain, self.prompt, video, settings)
+        stopwatch = Stopwatch(self.chain.now, video.timings)
+        if settings is None:
+            tokens = self.chain.unmerged(video.features)
+        else:
+            with stopwatch.stage("merge"):
+                tokens = self.chain.merge(video.features, settings)
+        return VideoSession(
+            self.chain, self.prompt, tokens, settings, opening=stopwatch.timings, skipped_frames=video.skipped
+        )
+
+    def window(self, frames: int | None = None) -> FeatureWindow:
+        """An empty window over a video that goes on: push frames, and open a `session` on its features at any time.
+
+        Args:
+            frames: The most frames that it keeps, by default the bundle's.
+
+        Raises:
+            PruneVidError: There is no memory for so many frames, or their number is not 1 or more.
+        """
+        return FeatureWindow(self.chain, self.bundle.manifest.frames if frames is None else frames)
+
+    def _read(self, video: Video, frames: int | None, stopwatch: Stopwatch) -> tuple[SampledFrames, np.ndarray]:
+        """Frames of a video, and their pixel values float32 [T, 3, size, size]."""
+        with stopwatch.stage("video"):
             count = self.bundle.manifest.frames if frames is None else frames
             sampled = read_frames(video, count, resizer(self.preprocessing))
-        with timings.stage("preprocess"):
-            pixel_values = preprocess(sampled.frames, self.preprocessing)
-        tokens = self._encode(pixel_values, settings, merge_apart, timings)
-        return VideoSession(self.chain, self.prompt, tokens, settings, opening=timings, skipped_frames=sampled.skipped)
-
-    def _encode(
-        self, pixel_values: np.ndarray, settings: PruneConfig | None, merge_apart: bool, timings: Timings
-    ) -> VideoTokens:
-        if settings is not None and not merge_apart:
-            with timings.stage("vision"):
-                return self.chain.encode_and_merge(pixel_values, settings)
-        with timings.stage("vision"):
-            features = self.chain.encode(pixel_values)
-        if settings is None:
-            return self.chain.unmerged(features)
-        with timings.stage("merge"):
-            return self.chain.merge(features, settings)
+        with stopwatch.stage("preprocess"):
+            return sampled, preprocess(sampled.frames, self.preprocessing)
 
     def ask(
         self,
@@ -146,8 +199,8 @@ class Pipeline:
         """Like :meth:`ask`, but piece by piece: iterate over the text, then read ``.answer``."""
         config = SamplingConfig(**sampling)
         # Before the video is read: a question that cannot be asked should not cost its encoding.
-        self.prompt.encode(question)
-        return self.open(video, frames=frames, prune=prune).stream(question, config)
+        ids = self.prompt.encode(question)
+        return self.open(video, frames=frames, prune=prune).stream(ids, config)
 
 
 def resolve_prune(exported: PruneConfig, prune: bool | PruneConfig) -> PruneConfig | None:

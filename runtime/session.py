@@ -7,9 +7,9 @@ its own few rows, select, and llm_post over the kept rows.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock, local
 
@@ -18,13 +18,17 @@ import numpy as np
 from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
-from prunevid.runtime.answer import Answer, Timings
+from prunevid.runtime.answer import Answer
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
 from prunevid.runtime.kv_cache import KvCache
 from prunevid.runtime.stream import AnswerStream, Prefilled
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.text.chat import ChatPrompt
+from prunevid.runtime.timings import Stopwatch, Timings
+from prunevid.text.chat import ChatPrompt, PromptIds
+
+Question = str | PromptIds
+"""A question's text, or what `ChatPrompt.encode` made of it without a system message."""
 
 # Rows kept free behind a video for a question; a longer one moves the cache once.
 _QUESTION_ROOM = 256
@@ -47,8 +51,49 @@ class _Rows:
         self.aside: list[Array] = []
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredQuestion:
+    """A question that layers 0 to M have seen. Made by `VideoSession.score`.
+
+    Attributes:
+        session: The session that it was asked in.
+        ids: The question's token ids, int64 [q].
+        scores: How strongly the question attends to each row at layer M: float32 [prefix_rows + q], of the video's
+            tokens and of text. Where the graphs run.
+        timings: What it took.
+    """
+
+    session: VideoSession
+    ids: np.ndarray
+    scores: Array
+    timings: Timings
+    _rows: _Rows
+    _reading: _Reading
+
+    def stream(
+        self,
+        sampling: SamplingConfig | None = None,
+        *,
+        keep_ratio: float | None = None,
+        scores: Array | None = None,
+    ) -> AnswerStream:
+        """The answer that `VideoSession.stream` gives, from here on: select, the layers behind M, decoding.
+
+        It may be asked for several times. Its timings begin with those of the question.
+
+        Args:
+            sampling: How tokens are chosen.
+            keep_ratio: The share of tokens to keep, by default the session's.
+            scores: Other scores to choose by, float32 [prefix_rows + q].
+
+        Raises:
+            PruneVidError: The session prunes nothing, the scores are not one a row, or the answer would be too long.
+        """
+        return self.session._stream_scored(self, sampling or SamplingConfig(), keep_ratio, scores)
+
+
 class VideoSession:
-    """A video that questions can be asked about. Made by :meth:`prunevid.runtime.Pipeline.open`.
+    """A video that questions can be asked about. Made by `prunevid.runtime.Pipeline.open` and `session`.
 
     Several threads may ask at once: each gets the answer that it would get alone. A thread reads one answer at a time:
     its next question ends the answer that it has not read to the end, and leaves those of other threads alone.
@@ -72,7 +117,6 @@ class VideoSession:
         self.prune = prune
         self.skipped_frames = skipped_frames
         self._chain, self._prompt = chain, prompt
-        self._opening = opening or Timings(chain.now)
         # Held while the rows behind the video are written or read; never while a caller has control.
         self._lock = RLock()
         self._thread = local()
@@ -85,88 +129,83 @@ class VideoSession:
         self.prefix_rows = rows
         self._check_length(rows, "the video takes")
         self._pre_cache = chain.new_cache(chain.pre_layers, rows + _QUESTION_ROOM)
-        with self._opening.stage("prefix"):
+        stopwatch = Stopwatch(chain.now, opening)
+        with stopwatch.stage("prefix"):
             # The question's rows will stand behind the prefix's.
             self._hidden = chain.new_hidden(rows + _QUESTION_ROOM)
             chain.run_pre(chain.embed_prefix(prefix, video), self._pre_cache, 0, hidden=self._hidden.array[:, :rows])
+        self._opening = stopwatch.timings
         # Only used when nothing is pruned: then the later layers' KV of the video serves every question, too.
         self._post_cache: KvCache | None = None
 
-    def ask(self, question: str, sampling: SamplingConfig | None = None) -> Answer:
+    def ask(self, question: Question, sampling: SamplingConfig | None = None) -> Answer:
         """Answer a question. Raises PruneVidError where it is empty, too long, or holds special tokens."""
         stream = self.stream(question, sampling)
         for _ in stream:
             pass
         return stream.answer
 
-    def stream(self, question: str, sampling: SamplingConfig | None = None) -> AnswerStream:
+    def stream(self, question: Question, sampling: SamplingConfig | None = None) -> AnswerStream:
         """Like :meth:`ask`, but piece by piece: iterate over the text, then read ``.answer``.
 
         The same thread's next question ends an answer that is still being read.
         """
         sampling = sampling or SamplingConfig()
-        ids, timings, reading = self._begin(question, sampling)
-        return self._stream(lambda: self._prefill(ids, sampling.max_new_tokens, timings), sampling, timings, reading)
+        ids, stopwatch, reading = self._begin(question, sampling.max_new_tokens)
+        prefill = partial(self._prefill, ids, sampling.max_new_tokens, stopwatch)
+        return self._stream(prefill, sampling, stopwatch, reading)
 
-    def stream_each(
-        self, question: str, keep_ratios: Sequence[float], sampling: SamplingConfig | None = None
-    ) -> Iterator[AnswerStream]:
-        """The answers to one question at several keep_ratios, from one run of llm_pre over it.
+    def score(self, question: Question) -> ScoredQuestion:
+        """Run layers 0 to M over a question and say what it attends to; answers go on from there.
 
-        Each is what :meth:`stream` gives in a session of that keep_ratio; the session's own does not matter. Raises
-        PruneVidError as :meth:`stream` does, and where nothing is pruned.
+        For several answers to one question from one run of these layers, or for another choice of tokens than by the
+        question's attention. As `stream` does, this ends the answer that the same thread is still reading.
+
+        Raises:
+            PruneVidError: The question is empty, too long, or holds special tokens.
         """
-        if self.prune is None:
-            raise PruneVidError("this session prunes nothing: there is no keep_ratio to vary")
-        sampling, room = sampling or SamplingConfig(), (sampling or SamplingConfig()).max_new_tokens
-        ids, timings, reading = self._begin(question, sampling)
-        embeds, rows = self._chain.embed(ids), _Rows()
+        ids, stopwatch, reading = self._begin(question, 0)
+        rows = _Rows()
         with self._lock:
-            scored = self._score(embeds, timings, rows)
-        for keep_ratio in keep_ratios:
-            prune, taken = replace(self.prune, keep_ratio=keep_ratio), timings
-            timings = Timings(self._chain.now)
+            scores = self._score(ids, stopwatch, rows)
+        return ScoredQuestion(self, ids, scores, stopwatch.timings, rows, reading)
 
-            def prefill(prune: PruneConfig = prune, taken: Timings = taken) -> Prefilled:
-                nonlocal scored
-                with self._lock:
-                    if self._holder() is not rows:
-                        # Another thread has asked in the meantime.
-                        scored = self._score(embeds, taken, rows)
-                    selection = self._select(*scored, prune, room, taken)
-                return self._prefill_kept(selection, len(ids), room, taken)
-
-            yield self._stream(prefill, sampling, taken, reading)
-
-    def choose_scores(self, scores: Array) -> Array:
-        """The scores by which visual tokens are kept, float32 of every row: the question's attention at layer M."""
-        return scores
-
-    def attend(self, question: str) -> tuple[np.ndarray, np.ndarray]:
+    def attend(self, question: Question) -> tuple[np.ndarray, np.ndarray]:
         """How strongly a question attends to every visual token, and which tokens it keeps, without an answer.
 
         Returns scores float32 [V], each the largest attention probability at layer M over heads and question rows,
         and kept int64 [R], ascending; all of them where nothing is pruned. Ends an answer that this thread is still
         reading. Raises PruneVidError as :meth:`ask` does.
         """
-        ids = self._prompt.encode(question).suffix
+        ids = self._encode(question)
         self._check_length(self.prefix_rows + len(ids), "video and question take")
         self._end_reading()
-        settings, timings = self.prune or PruneConfig.disabled(), Timings(self._chain.now)
+        settings, stopwatch = self.prune or PruneConfig.disabled(), Stopwatch(self._chain.now)
         with self._lock:
-            hidden, scores = self._score(self._chain.embed(ids), timings, _Rows())
-            selection = self._select(hidden, scores, settings, 0, timings)
+            scores = self._score(ids, stopwatch, _Rows())
+            selection = self._select(len(ids), scores, settings, 0, stopwatch)
         of_video = self._chain.memory.download(scores)[self._text_before :][: len(self.video.tokens)]
         return of_video, self._chain.memory.download(selection.kept)
 
-    def _begin(self, question: str, sampling: SamplingConfig) -> tuple[np.ndarray, Timings, _Reading]:
-        """Ids of a question that is asked now, the timings that its first answer goes on with, and its reading."""
-        ids = self._prompt.encode(question).suffix
-        self._check_length(self.prefix_rows + len(ids) + sampling.max_new_tokens, "video, question and answer take")
+    def _begin(self, question: Question, room: int) -> tuple[np.ndarray, Stopwatch, _Reading]:
+        """Ids of a question that is asked now, with `room` rows for its answer; the answer's stopwatch and reading."""
+        ids = self._encode(question)
+        what = "video, question and answer take" if room else "video and question take"
+        self._check_length(self.prefix_rows + len(ids) + room, what)
         reading = self._end_reading()
         with self._lock:
-            timings, self._opening = self._opening, Timings(self._chain.now)
-        return ids, timings, reading
+            opening, self._opening = self._opening, Timings()
+        return ids, Stopwatch(self._chain.now, opening), reading
+
+    def _encode(self, question: Question) -> np.ndarray:
+        """Ids of a question, int64 [q]."""
+        ids = question if isinstance(question, PromptIds) else self._prompt.encode(question)
+        if not np.array_equal(ids.prefix, self._prompt.prefix):
+            raise PruneVidError(
+                "this question's prompt begins otherwise than this session's: encode it with the same model's prompt "
+                "and without a system message"
+            )
+        return ids.suffix
 
     def _end_reading(self) -> _Reading:
         """End the answer that this thread is reading; returns its next one's."""
@@ -178,7 +217,7 @@ class VideoSession:
         return reading
 
     def _stream(
-        self, prefill: Callable[[], Prefilled], sampling: SamplingConfig, timings: Timings, reading: _Reading
+        self, prefill: Callable[[], Prefilled], sampling: SamplingConfig, stopwatch: Stopwatch, reading: _Reading
     ) -> AnswerStream:
         return AnswerStream(
             chain=self._chain,
@@ -186,60 +225,82 @@ class VideoSession:
             prefill=prefill,
             is_current=lambda: reading.is_current,
             sampling=sampling,
-            timings=timings,
+            stopwatch=stopwatch,
             skipped_frames=self.skipped_frames,
         )
 
-    def _prefill(self, ids: np.ndarray, room: int, timings: Timings) -> Prefilled:
+    def _stream_scored(
+        self, scored: ScoredQuestion, sampling: SamplingConfig, keep_ratio: float | None, scores: Array | None
+    ) -> AnswerStream:
+        if self.prune is None:
+            raise PruneVidError("this session prunes nothing: no tokens are chosen by their scores")
+        rows, room = self.prefix_rows + len(scored.ids), sampling.max_new_tokens
+        self._check_length(rows + room, "video, question and answer take")
+        chosen_by = scored.scores if scores is None else scores
+        if chosen_by.shape != (rows,):
+            raise PruneVidError(f"scores must have shape [{rows}], one of every row, not {list(chosen_by.shape)}")
+        prune = self.prune if keep_ratio is None else replace(self.prune, keep_ratio=keep_ratio)
+        stopwatch = Stopwatch(self._chain.now, scored.timings)
+
+        def prefill() -> Prefilled:
+            with self._lock:
+                if self._holder() is not scored._rows:
+                    # Another question was asked in the meantime: its rows have taken the place of these.
+                    self._score(scored.ids, stopwatch, scored._rows)
+                selection = self._select(len(scored.ids), chosen_by, prune, room, stopwatch)
+            return self._prefill_kept(selection, len(scored.ids), room, stopwatch)
+
+        return self._stream(prefill, sampling, stopwatch, scored._reading)
+
+    def _prefill(self, ids: np.ndarray, room: int, stopwatch: Stopwatch) -> Prefilled:
         """Run a question's rows and everything behind them, leaving ``room`` rows for the answer."""
-        embeds = self._chain.embed(ids)
         if self.prune is None:
             with self._lock:
-                return self._prefill_unpruned(embeds, room, timings)
+                return self._prefill_unpruned(ids, room, stopwatch)
         with self._lock:
-            hidden, scores = self._score(embeds, timings, _Rows())
-            selection = self._select(hidden, scores, self.prune, room, timings)
-        return self._prefill_kept(selection, len(ids), room, timings)
+            scores = self._score(ids, stopwatch, _Rows())
+            selection = self._select(len(ids), scores, self.prune, room, stopwatch)
+        return self._prefill_kept(selection, len(ids), room, stopwatch)
 
-    def _prefill_kept(self, selection: Selection, question_rows: int, room: int, timings: Timings) -> Prefilled:
+    def _prefill_kept(self, selection: Selection, question_rows: int, room: int, stopwatch: Stopwatch) -> Prefilled:
         """The layers behind M over what select kept."""
         post_cache = self._chain.new_cache(self._chain.post_layers, selection.hidden.shape[1] + room)
-        with timings.stage("llm_post"):
+        with stopwatch.stage("llm_post"):
             logits = self._chain.run_post(selection.hidden, post_cache, selection.position_ids)
         counts = self._token_counts(len(selection.kept), question_rows)
         position = self.prefix_rows + question_rows
         return Prefilled(logits, position, selection.cache, post_cache, counts, pruned=True)
 
-    def _score(self, embeds: np.ndarray, timings: Timings, question: _Rows) -> tuple[Array, Array]:
-        """Layers 0 to M over a question's rows [S, C].
+    def _score(self, ids: np.ndarray, stopwatch: Stopwatch, question: _Rows) -> Array:
+        """Layers 0 to M over a question [q] behind the prefix; its scores of the prefix and of itself [rows]."""
+        embeds = self._chain.embed(ids)
+        with stopwatch.stage("question"):
+            _, scores = self._run_rows(embeds, len(ids), question, scored=True)
+        assert scores is not None  # they were asked for
+        return scores
 
-        Returns:
-            Hidden states [1, rows, C] and, to choose by, scores [rows] of the prefix and the question.
-        """
-        with timings.stage("question"):
-            hidden, scores = self._run_rows(embeds, len(embeds), question, scored=True)
-            assert scores is not None  # they were asked for
-            return hidden, self.choose_scores(scores)
-
-    def _select(self, hidden: Array, scores: Array, prune: PruneConfig, room: int, timings: Timings) -> Selection:
+    def _select(
+        self, question_rows: int, scores: Array, prune: PruneConfig, room: int, stopwatch: Stopwatch
+    ) -> Selection:
         """What is kept by ``scores``, in a cache of its own: the rows that it is chosen from stay as they are."""
-        with timings.stage("select"):
+        hidden = self._hidden.array[:, : self.prefix_rows + question_rows]
+        with stopwatch.stage("select"):
             return self._chain.run_select(scores, self.video, self._text_before, hidden, self._pre_cache, prune, room)
 
-    def _prefill_unpruned(self, embeds: np.ndarray, room: int, timings: Timings) -> Prefilled:
-        start, total = self.prefix_rows, self.prefix_rows + len(embeds)
-        question = _Rows()
-        with timings.stage("question"):
-            hidden, _ = self._run_rows(embeds, len(embeds) + room, question)
+    def _prefill_unpruned(self, ids: np.ndarray, room: int, stopwatch: Stopwatch) -> Prefilled:
+        start, total = self.prefix_rows, self.prefix_rows + len(ids)
+        embeds, question = self._chain.embed(ids), _Rows()
+        with stopwatch.stage("question"):
+            hidden, _ = self._run_rows(embeds, len(ids) + room, question)
         # Fewer rows than the video's are there where an earlier run failed on the way.
         first = 0 if self._post_cache is None or self._post_cache.length < start else start
         if self._post_cache is None:
             self._post_cache = self._chain.new_cache(self._chain.post_layers, total + room)
         self._post_cache.rewind(first)
         self._post_cache.reserve(total + room)
-        with timings.stage("llm_post"):
+        with stopwatch.stage("llm_post"):
             logits = self._chain.run_post(hidden[:, first:], self._post_cache, positions(first, total - first))
-        counts = self._token_counts(len(self.video.tokens), len(embeds))
+        counts = self._token_counts(len(self.video.tokens), len(ids))
         question.is_read_on = True
         caches, turn = (self._pre_cache, self._post_cache), partial(self._turn, question)
         return Prefilled(logits, total, *caches, counts, pruned=False, turn=turn)

@@ -11,11 +11,12 @@ import numpy as np
 
 from prunevid.cost import TokenCounts, kv_bytes
 from prunevid.errors import PruneVidError
-from prunevid.runtime.answer import Answer, FinishReason, Timings
+from prunevid.runtime.answer import Answer, FinishReason
 from prunevid.runtime.chain import Chain, positions
 from prunevid.runtime.kv_cache import KvCache
 from prunevid.runtime.text.detokenizer import StopMatcher, StreamDecoder
 from prunevid.runtime.text.sampling import Sampler, SamplingConfig
+from prunevid.runtime.timings import Stopwatch
 from prunevid.text.chat import ChatPrompt
 
 
@@ -55,12 +56,12 @@ class AnswerStream:
         prefill: Callable[[], Prefilled],
         is_current: Callable[[], bool],
         sampling: SamplingConfig,
-        timings: Timings,
+        stopwatch: Stopwatch,
         skipped_frames: int,
     ) -> None:
         """``prefill`` runs when the first piece is asked for; ``is_current`` turns false when the answer is ended."""
         self._chain, self._prompt, self._sampling = chain, prompt, sampling
-        self._is_current, self._timings, self._skipped_frames = is_current, timings, skipped_frames
+        self._is_current, self._stopwatch, self._skipped_frames = is_current, stopwatch, skipped_frames
         self._answer: Answer | None = None
         # perf_counter() when the first token was known; it may be no text yet, so the first piece may come later.
         self.first_token_at: float | None = None
@@ -99,7 +100,7 @@ class AnswerStream:
             text="".join(pieces),
             token_ids=tuple(ids),
             finish_reason=reason,
-            timings=self._timings,
+            timings=self._stopwatch.timings,
             token_counts=begun.counts,
             kv_bytes=cached,
             kv_bytes_unpruned=self._unpruned_bytes(begun.counts),
@@ -110,12 +111,10 @@ class AnswerStream:
     def _step(self, begun: Prefilled, ids: list[int]) -> np.ndarray:
         """Logits [vocab] of the token behind the last of ``ids``."""
         self._check_current()
-        with begun.turn():
-            begin = perf_counter()
+        with begun.turn(), self._stopwatch.decode_step():
             position = begun.position + len(ids) - 1
             hidden, _ = self._chain.run_pre(self._chain.embed(ids[-1:]), begun.pre_cache, position)
             logits = self._chain.run_post(hidden, begun.post_cache, positions(position, 1))
-            self._timings.decode.append(perf_counter() - begin)
         return logits
 
     def _check_current(self) -> None:

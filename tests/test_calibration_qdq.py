@@ -228,7 +228,8 @@ def test_graphs_compute_what_numpy_does(
     """
     bundle, backend = open_bundle(calibrated(recipe)), RecordingBackend()
     # Apart, since what a merge decides hangs on the last bits of its features.
-    session = Pipeline(bundle, Chain(bundle, backend)).open(videos[0].path, merge_apart=True)
+    pipeline = Pipeline(bundle, Chain(bundle, backend))
+    session = pipeline.session(pipeline.features(videos[0].path))
     "".join(session.stream("what is this", FEW_TOKENS))
     assert {name for name, _, _ in backend.runs} == set(bundle.manifest.graphs)
     half = bundle.manifest.float_type == "fp16"

@@ -83,7 +83,7 @@ def test_a_files_last_batch_merges_on_its_way(demo_bundle: Path, runs: Runs, fra
     assert runs.of["vision_merge"] == batches
     assert runs.of["merge"] == 0
     assert (sum(runs.new), min(runs.new)) == (frames, (frames - 1) % FRAMES_AT_ONCE + 1)
-    apart = pipeline.open(FRAMES[:frames], frames=frames, merge_apart=True)
+    apart = pipeline.session(pipeline.features(FRAMES[:frames], frames))
     assert runs.of["vision_merge"] == 2 * batches
     assert runs.merged == [frames]
     for name in ("tokens", "group", "patch_to_token", "frame_segment"):

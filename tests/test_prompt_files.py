@@ -186,7 +186,7 @@ def test_a_bundle_of_a_llama_like_checkpoint_begins_with_bos(
     bundle = open_bundle(export("llava-ov", tmp_path / "bundle", checkpoint=str(checkpoint)).path)
     assert bundle.manifest.prompt.special_tokens is not None
     assert bundle.manifest.prompt.special_tokens["bos_token"] == "<|endoftext|>"
-    prefix = ChatPrompt.of_bundle(bundle).encode("why?").prefix.tolist()
+    prefix = ChatPrompt.of(bundle).encode("why?").prefix.tolist()
     assert prefix[:2] == [IDS["<|endoftext|>"], IDS["<|im_start|>"]]
 
 

@@ -54,7 +54,7 @@ def test_an_answer_reports_stages_tokens_and_memory(pipeline: Pipeline) -> None:
 
 
 def test_merging_apart_is_a_stage_of_its_own_and_changes_nothing(pipeline: Pipeline) -> None:
-    whole, apart = (pipeline.open(VIDEO, merge_apart=apart).ask("Why?") for apart in (False, True))
+    whole, apart = pipeline.open(VIDEO).ask("Why?"), pipeline.session(pipeline.features(VIDEO)).ask("Why?")
     assert list(apart.timings.stages)[:5] == ["video", "preprocess", "vision", "merge", "prefix"]
     assert (apart.token_ids, apart.token_counts) == (whole.token_ids, whole.token_counts)
 

@@ -20,6 +20,7 @@ from fake_tensorrt import FakeTensorRt, add_engines
 from demo import world
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.calibration.tuning.trials import stream_each
 from prunevid.runtime import SamplingConfig, VideoSession, load
 from prunevid.runtime.backends.backend import Backend
 from prunevid.runtime.backends.cuda import Cuda
@@ -193,10 +194,10 @@ def test_a_threads_next_question_ends_its_own_answer_alone(pipeline: Pipeline, p
 def test_answers_at_several_keep_ratios_stand_questions_of_others_in_between(pipeline: Pipeline) -> None:
     ratios, other = (0.1, 0.4, 1.0), Person()
     plain = pipeline.open(FRAMES, frames=8)
-    expected = [finish(stream) for stream in plain.stream_each(QUESTIONS[0], ratios, LONG)]
+    expected = [finish(stream) for stream in stream_each(plain, QUESTIONS[0], ratios, LONG)]
     session = pipeline.open(FRAMES, frames=8)
     found = []
-    for stream in session.stream_each(QUESTIONS[0], ratios, LONG):
+    for stream in stream_each(session, QUESTIONS[0], ratios, LONG):
         other(session.ask, QUESTIONS[3], LONG)
         reader = iter(stream)
         next(reader)
@@ -205,12 +206,12 @@ def test_answers_at_several_keep_ratios_stand_questions_of_others_in_between(pip
         found.append(stream.answer.token_ids)
     assert found == expected
     # All at once, too, from several threads.
-    assert together(lambda _: [finish(s) for s in session.stream_each(QUESTIONS[0], ratios, LONG)]) == [expected] * 4
+    assert together(lambda _: [finish(s) for s in stream_each(session, QUESTIONS[0], ratios, LONG)]) == [expected] * 4
 
 
 def test_a_threads_next_question_ends_what_is_left_of_several_keep_ratios(pipeline: Pipeline) -> None:
     session = pipeline.open(FRAMES, frames=8)
-    first, second = session.stream_each(QUESTIONS[0], (0.1, 0.4), LONG)
+    first, second = stream_each(session, QUESTIONS[0], (0.1, 0.4), LONG)
     expected = alone(pipeline, True)
     finish(first)
     assert session.ask(QUESTIONS[3], LONG).token_ids == expected[QUESTIONS[3]]

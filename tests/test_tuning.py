@@ -30,7 +30,7 @@ from prunevid.calibration.tuning.front_page import draw_page
 from prunevid.calibration.tuning.latency import ROUNDS, measure_ttft
 from prunevid.calibration.tuning.pareto import clearly_worse, front, interval, layers
 from prunevid.calibration.tuning.search import Grid, largest_effort, rounds
-from prunevid.calibration.tuning.trials import Candidate, Trials
+from prunevid.calibration.tuning.trials import Candidate, Trials, stream_each
 from prunevid.calibration.tuning.tune import Tuned, TuneSettings, tune
 from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
@@ -115,7 +115,7 @@ def test_one_run_of_llm_pre_serves_all_keep_ratios(tiny_bundle: Callable[[str, s
     prune = pipeline.bundle.manifest.prune
     shared = pipeline.open(frames, prune=replace(prune, keep_ratio=0.7))
     for question in ("what is it?", "and where does it go then?"):
-        for ratio, stream in zip(ratios, shared.stream_each(question, ratios, SHORT), strict=True):
+        for ratio, stream in zip(ratios, stream_each(shared, question, ratios, SHORT), strict=True):
             "".join(stream)
             plain = pipeline.open(frames, prune=replace(prune, keep_ratio=ratio)).stream(question, SHORT)
             "".join(plain)
@@ -125,7 +125,7 @@ def test_one_run_of_llm_pre_serves_all_keep_ratios(tiny_bundle: Callable[[str, s
             assert plain.first_logits is not None
             assert np.array_equal(stream.first_logits, plain.first_logits)
     with pytest.raises(PruneVidError, match="prunes nothing"):
-        next(pipeline.open(frames, prune=False).stream_each("what?", ratios))
+        next(stream_each(pipeline.open(frames, prune=False), "what?", ratios, SHORT))
 
 
 @pytest.fixture(scope="module")

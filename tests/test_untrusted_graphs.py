@@ -606,6 +606,12 @@ def test_what_onnx_runtime_refuses_is_one_sentence(
     edit_graph(copy, graph, change)
     open_bundle(copy)
     frames = np.random.default_rng(3).integers(0, 256, (4, 72, 72, 3), np.uint8)
+
+    def ask() -> None:
+        pipeline = load(copy, "ort-cpu")
+        session = pipeline.session(pipeline.features(frames)) if graph == "merge" else pipeline.open(frames)
+        session.ask("what is this?")
+
     with pytest.raises(PruneVidError, match=rf"{graph}\.onnx") as error:
-        load(copy, "ort-cpu").open(frames, merge_apart=graph == "merge").ask("what is this?")
+        ask()
     assert str(error.value).isprintable()

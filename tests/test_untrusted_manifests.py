@@ -596,7 +596,7 @@ def test_what_fails_after_opening_says_what_could_not_be_read(
     parts = Split(tuple(videos[:2]), tuple(videos[2:]))
     settings = Settings("cpu-int8", min_agreement=0)
     reads: dict[str, Callable[[], Any]] = {
-        "chat_template.jinja": lambda: ChatPrompt.of_bundle(bundle),
+        "chat_template.jinja": lambda: ChatPrompt.of(bundle),
         "embeddings.bin": lambda: load(bundle, "ort-cpu"),
         "llm_post.onnx.data": lambda: quantize(bundle, parts, settings, Workspace(tmp_path / "out", "work"), Silent()),
     }

@@ -174,7 +174,7 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
 
 def check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
     """Raise PruneVidError for a question that cannot be asked, before the long work begins."""
-    prompt = ChatPrompt.of_bundle(bundle)
+    prompt = ChatPrompt.of(bundle)
     for video in videos:
         for question in video.questions:
             try:

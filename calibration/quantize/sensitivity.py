@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,13 @@ from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
 from prunevid.runtime.chain import VideoTokens
-from prunevid.runtime.pipeline import Pipeline, resolve_prune
+from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.pixel_values import preprocess, resizer
+from prunevid.runtime.video.pixel_values import resizer
 from prunevid.runtime.video.sources import read_frames
 
-# Videos and questions that every layer is measured on: its pixels stay in memory.
+# Videos and questions that every layer is measured on: its frames stay in memory, as large as the tower sees them.
 _VIDEOS = 8
 _QUESTIONS = 4
 _FIRST_TOKEN = SamplingConfig(max_new_tokens=1)
@@ -111,36 +111,33 @@ class _Panel:
     """Videos and questions with the original's first tokens, that variants of the bundle are compared on."""
 
     def __init__(self, bundle: Bundle, videos: Sequence[AskedVideo], threads: int | None) -> None:
-        manifest = bundle.manifest
         self._backend = VariantBackend(bundle, threads)
-        self._prune = resolve_prune(manifest.prune, True)
         self._videos = videos[:_VIDEOS]
-        pipeline = self._backend.pipeline()
-        shrink = resizer(manifest.preprocessing)
-        self._pixels = [
-            preprocess(read_frames(video.path, manifest.frames, shrink).frames, manifest.preprocessing)
-            for video in self._videos
-        ]
-        self._tokens = [self._encode(pipeline, pixels) for pixels in self._pixels]
-        self._logits = self._first_tokens(pipeline, self._tokens)
+        shrink = resizer(bundle.manifest.preprocessing)
+        self._frames = [read_frames(video.path, bundle.manifest.frames, shrink).frames for video in self._videos]
+        self._tokens: list[VideoTokens] = []
+        self._logits = self._first_tokens(self._opened(self._backend.pipeline()))
 
     def divergence_of(self, name: str, model: ir.Model) -> float:
         """Mean KL of the bundle with ``model`` for its graph ``name``."""
         pipeline = self._backend.variant(name, model)
-        # What stands before the language model does not change with it.
-        tokens = self._tokens
         if name == "vision_merge":
-            tokens = [self._encode(pipeline, pixels) for pixels in self._pixels]
-        return float(divergence(self._logits, self._first_tokens(pipeline, tokens)).mean())
+            sessions = (pipeline.open(frames) for frames in self._frames)
+        else:
+            # What stands before the language model does not change with it.
+            sessions = (pipeline.session(tokens) for tokens in self._tokens)
+        return float(divergence(self._logits, self._first_tokens(sessions)).mean())
 
-    def _encode(self, pipeline: Pipeline, pixels: np.ndarray) -> VideoTokens:
-        chain = pipeline.chain
-        return chain.encode_and_merge(pixels, self._prune) if self._prune else chain.unmerged(chain.encode(pixels))
+    def _opened(self, pipeline: Pipeline) -> Iterator[VideoSession]:
+        """A session of each video, one after the other; their tokens are noted down."""
+        for frames in self._frames:
+            session = pipeline.open(frames)
+            self._tokens.append(session.video)
+            yield session
 
-    def _first_tokens(self, pipeline: Pipeline, tokens: Sequence[VideoTokens]) -> np.ndarray:
+    def _first_tokens(self, sessions: Iterable[VideoSession]) -> np.ndarray:
         logits = []
-        for video, merged in zip(self._videos, tokens, strict=True):
-            session = VideoSession(pipeline.chain, pipeline.prompt, merged, self._prune)
+        for video, session in zip(self._videos, sessions, strict=True):
             for question in video.questions[:_QUESTIONS]:
                 stream = session.stream(question.text, _FIRST_TOKEN)
                 "".join(stream)

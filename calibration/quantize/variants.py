@@ -26,7 +26,7 @@ class VariantBackend(OrtCpuBackend):
         self._bundle = bundle
         self._options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(bundle.path))
         self.prepare(bundle)
-        self._prompt = ChatPrompt.of_bundle(bundle)
+        self._prompt = ChatPrompt.of(bundle)
         self._loaded: dict[str, OrtGraph] = {}
         self._variant: dict[str, OrtGraph] = {}
 

@@ -9,11 +9,7 @@ import numpy as np
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.tuning.trials import Candidate, Trials
 from prunevid.calibration.workspace import Workspace
-from prunevid.runtime.answer import Timings
-from prunevid.runtime.session import VideoSession
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.pixel_values import preprocess, resizer
-from prunevid.runtime.video.sources import read_frames
 
 ROUNDS = 6
 """Rounds of every setting, in two passes over the bundles."""
@@ -53,19 +49,9 @@ def measure_ttft(
 def _round(trials: Trials, chosen: Sequence[Candidate], video: AskedVideo) -> tuple[float, dict[str, float]]:
     """Seconds up to the features of a video, and from there to the first token of each setting."""
     pipeline = trials.pipeline(chosen[0].bundle)
-    chain, opening = pipeline.chain, Timings(pipeline.chain.now)
-    with opening.stage("vision"):
-        shrink = resizer(pipeline.preprocessing)
-        frames = read_frames(video.path, pipeline.bundle.manifest.frames, shrink).frames
-        features = chain.encode(preprocess(frames, pipeline.preprocessing))
-    found = {}
+    features = pipeline.features(video.path)
+    before, found = features.timings.first_token, {}
     for candidate in chosen:
-        timings, prune = Timings(chain.now), candidate.prune
-        if prune.is_disabled:
-            session = VideoSession(chain, pipeline.prompt, chain.unmerged(features), None, opening=timings)
-        else:
-            with timings.stage("merge"):
-                tokens = chain.merge(features, prune)
-            session = VideoSession(chain, pipeline.prompt, tokens, prune, opening=timings)
-        found[candidate.name] = session.ask(video.questions[0].text, _FIRST_TOKEN).timings.first_token
-    return opening.first_token, found
+        answer = pipeline.session(features, candidate.prune).ask(video.questions[0].text, _FIRST_TOKEN)
+        found[candidate.name] = answer.timings.first_token - before
+    return before, found

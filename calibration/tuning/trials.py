@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,9 @@ from prunevid.config import PruneConfig
 from prunevid.cost import TokenCounts, prefill_cost
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.pipeline import Pipeline, load
-from prunevid.runtime.session import VideoSession
+from prunevid.runtime.session import Question, VideoSession
+from prunevid.runtime.stream import AnswerStream
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.pixel_values import preprocess, resizer
-from prunevid.runtime.video.sources import read_frames
 
 BACKEND = "ort-cpu"
 
@@ -148,18 +147,14 @@ class Trials:
         """Features [T, N, C] of a video: encoded once, then read from the workspace."""
         file = self._workspace.folder / f"features-{name}.npy"
         if not file.exists():
-            pipeline = self.pipeline(self.loaded)
-            shrink = resizer(pipeline.preprocessing)
-            frames = read_frames(video.path, pipeline.bundle.manifest.frames, shrink).frames
-            encoded = pipeline.chain.encode(preprocess(frames, pipeline.preprocessing))
-            save_array(file, np.asarray(encoded))
+            save_array(file, np.asarray(self.pipeline(self.loaded).features(video.path).features))
         found: np.ndarray = np.load(file)
         return found
 
     def _ask_unpruned(self, name: str, video: AskedVideo) -> None:
         """The reference, by the first bundle: without pruning, all of them are one model."""
-        chain, prompt = self.pipeline(0).chain, self.pipeline(0).prompt
-        session = VideoSession(chain, prompt, chain.unmerged(self.features(name, video)), None)
+        pipeline = self.pipeline(0)
+        session = pipeline.session(pipeline.chain.unmerged(self.features(name, video)), prune=False)
         answers, logits = [], []
         for question in video.questions:
             stream = session.stream(question.text, self._sampling)
@@ -186,7 +181,7 @@ class Trials:
             # Other settings may have merged this video in just the same way.
             new = [c for c in group if (digest, c.prune.keep_ratio) not in done]
             if new:
-                session = VideoSession(pipeline.chain, pipeline.prompt, tokens, new[0].prune)
+                session = pipeline.session(tokens, new[0].prune)
                 for candidate, result in zip(new, self._results(session, new, name, video), strict=True):
                     done[digest, candidate.prune.keep_ratio] = result
             for candidate in group:
@@ -200,7 +195,7 @@ class Trials:
         answers: list[list[Answer]] = [[] for _ in candidates]
         logits: list[list[np.ndarray]] = [[] for _ in candidates]
         for question in video.questions:
-            for place, stream in enumerate(session.stream_each(question.text, ratios, self._sampling)):
+            for place, stream in enumerate(stream_each(session, question.text, ratios, self._sampling)):
                 "".join(stream)
                 assert stream.first_logits is not None  # the answer is finished
                 answers[place].append(stream.answer)
@@ -238,6 +233,21 @@ class Trials:
 
     def _logits_file(self, name: str) -> Path:
         return self._workspace.folder / f"logits-{name}.npy"
+
+
+def stream_each(
+    session: VideoSession, question: Question, keep_ratios: Sequence[float], sampling: SamplingConfig
+) -> Iterator[AnswerStream]:
+    """The answers to one question at several keep_ratios, from one run of llm_pre over it.
+
+    Each is what `VideoSession.stream` gives in a session of that keep_ratio; the session's own does not matter.
+
+    Raises:
+        PruneVidError: The question cannot be asked, or the session prunes nothing.
+    """
+    scored = session.score(question)
+    for keep_ratio in keep_ratios:
+        yield scored.stream(sampling, keep_ratio=keep_ratio)
 
 
 def disabled(prune: PruneConfig) -> PruneConfig:

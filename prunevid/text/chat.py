@@ -90,7 +90,7 @@ class ChatPrompt:
         self.least_tokens = len(one.prefix) + len(one.suffix)
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle) -> ChatPrompt:
+    def of(cls, bundle: Bundle) -> ChatPrompt:
         """The chat template and tokenizer of a bundle. Raises PruneVidError where they cannot be used."""
         spec = bundle.manifest.prompt
         path = bundle.file(spec.chat_template)

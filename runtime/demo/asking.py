@@ -29,7 +29,8 @@ def ask(pipeline: Pipeline, console: Console) -> int:
     bundle: Bundle = pipeline.bundle
     console.print(f"Asking about {CLIP.name}, {bundle.manifest.frames} frames")
     pruned, unpruned = (pipeline.open(CLIP, prune=prune) for prune in (True, False))
-    answers = [(entry, pruned.ask(entry["question"]), unpruned.ask(entry["question"])) for entry in questions()]
+    asked = [(entry, pipeline.prompt.encode(entry["question"])) for entry in questions()]
+    answers = [(entry, pruned.ask(ids), unpruned.ask(ids)) for entry, ids in asked]
     table = Table("question", "truth", "pruned", "unpruned")
     for entry, with_pruning, without in answers:
         table.add_row(entry["question"], entry["answer"], with_pruning.text, without.text)

@@ -80,7 +80,7 @@ def _run(bundle: str, frames: int, pruned: bool) -> Measurement:
     # The estimate is of this backend: another one would be compared with rates that are not its own.
     pipeline = load(bundle, "ort-cpu", verify=False)
     video = synthetic_video(frames, pipeline.bundle.manifest.preprocessing.size)
-    session = pipeline.open(video, frames=frames, prune=pruned, merge_apart=True)
+    session = pipeline.session(pipeline.features(video, frames), pruned)
     answer = session.ask(QUESTION, SamplingConfig(max_new_tokens=DECODE_STEPS + 1, ignore_eos=True))
     seconds = answer.timings.stages
     stages = {

@@ -41,6 +41,7 @@ from prunevid.runtime.profile.records import (
 from prunevid.runtime.profile.sensors.telemetry import Telemetry, find_sensors
 from prunevid.runtime.profile.summary import Measured, compare, summarise_variant
 from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.text.chat import PromptIds
 
 __all__ = ["Progress", "ProfileSettings", "profile"]
 
@@ -112,10 +113,10 @@ def profile(
     """
     settings = settings or ProfileSettings()
     settings.check(pipeline.bundle.manifest.prune)
-    pipeline.prompt.encode(question)
+    ids = pipeline.prompt.encode(question)
     loaded_bytes = peak_rss()
     device = find_sensors(pipeline.chain.backend)
-    measuring = _Measuring(pipeline, video, question, settings)
+    measuring = _Measuring(pipeline, video, ids, settings)
     try:
         with Telemetry(device) as telemetry:
             measuring.run_all(telemetry, progress)
@@ -159,7 +160,7 @@ class _Measuring:
     """The runs of a profile as they come, and what is the same in all runs of a variant."""
 
     def __init__(
-        self, pipeline: Pipeline, video: str | os.PathLike[str], question: str, settings: ProfileSettings
+        self, pipeline: Pipeline, video: str | os.PathLike[str], question: PromptIds, settings: ProfileSettings
     ) -> None:
         self._pipeline, self._video, self._question, self._settings = pipeline, video, question, settings
         self._manifest = pipeline.bundle.manifest
@@ -202,13 +203,13 @@ class _Measuring:
         if is_first:
             reset_peak_rss()
         begin = perf_counter()
-        session = self._pipeline.open(self._video, frames=plan.frames, prune=plan.prune or False, merge_apart=True)
+        session = self._pipeline.session(self._pipeline.features(self._video, plan.frames), plan.prune or False)
         stream = session.stream(self._question, self._sampling)
         for _ in stream:
             pass
         end_to_end = perf_counter() - begin
         answer = stream.answer
-        stages, decode = _stages(answer), tuple(answer.timings.decode)
+        stages, decode = _stages(answer), answer.timings.decode
         assert stream.first_token_at is not None  # the answer is finished
         run = Run(
             variant=index,
@@ -245,7 +246,7 @@ def _plans(settings: ProfileSettings, manifest: Manifest) -> list[_Plan]:
 
 def _stages(answer: Answer) -> dict[str, float]:
     """Seconds by stage; llm_pre over what precedes the question and llm_pre over the question are one."""
-    taken = dict(answer.timings.stages)
+    taken = answer.timings.stages
     taken["llm_pre"] = sum(taken.pop(part) for part in _PARTS_OF_LLM_PRE)
     return {name: taken[name] for name in STAGES if name in taken}
 

@@ -132,14 +132,14 @@ def observe(
     video cannot be read or the question not be asked.
     """
     # Before the video is read: a question that cannot be asked should not cost its encoding.
-    pipeline.prompt.encode(question)
+    ids = pipeline.prompt.encode(question)
     manifest = pipeline.bundle.manifest
     count = manifest.frames if frames is None else frames
     # The model and the eye want frames of different sizes; to keep whole ones for both could take gigabytes.
     session = pipeline.open(video, frames=count, prune=prune)
     sampled = read_frames(video, count, lambda frame: display_frames(frame[None])[0])
-    scores, kept = session.attend(question)
-    answer = session.ask(question, SamplingConfig(max_new_tokens=_ANSWER_TOKENS))
+    scores, kept = session.attend(ids)
+    answer = session.ask(ids, SamplingConfig(max_new_tokens=_ANSWER_TOKENS))
     names = [manifest.model.name + (" with random weights" if manifest.model.random_weights else "")]
     if not isinstance(video, np.ndarray):
         names.insert(0, Path(video).name)

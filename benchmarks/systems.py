@@ -121,9 +121,10 @@ class Transformers:
         from transformers import LlavaOnevisionForConditionalGeneration
 
         from prunevid.bundle import open_bundle
-        from prunevid.export.catalog import known_model, shipped_config
+        from prunevid.export.catalog import shipped_config
         from prunevid.export.checkpoint.weights import RandomWeights
         from prunevid.export.families import llava_onevision
+        from prunevid.models import known_model
         from prunevid.text.chat import ChatPrompt
 
         torch.set_num_threads(threads)

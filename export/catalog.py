@@ -1,51 +1,20 @@
-"""The models that can be exported by name, and where their checkpoints come from."""
+"""Where the checkpoints of known models are: shipped with the package, in a folder, or on the hub."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint.json_files import find_file
 from prunevid.files import reading
+from prunevid.models import KnownModel
 
 _MODELS = Path(__file__).parent / "models"
 # What an export reads of a checkpoint; a hub repository may hold much else.
 _PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """A model by its short name.
-
-    hub_id: repository of its checkpoint, or None for the demo model, which ships with the package. frames: how many
-    frames of a video it is usually shown.
-    """
-
-    name: str
-    hub_id: str | None
-    frames: int
-
-
-KNOWN = {
-    model.name: model
-    for model in (
-        KnownModel("llava-ov", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 32),
-        KnownModel("llava-ov-0.5b", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 32),
-        KnownModel("llava-ov-72b", "llava-hf/llava-onevision-qwen2-72b-ov-hf", 32),
-        KnownModel("demo", None, 16),
-    )
-}
-
-
-def known_model(name: str) -> KnownModel:
-    """The known model of that name. Raises PruneVidError for any other, naming those there are."""
-    if name not in KNOWN:
-        raise PruneVidError(f"unknown model {name!r}: known are {', '.join(KNOWN)}")
-    return KNOWN[name]
 
 
 def shipped_config(model: KnownModel) -> dict[str, Any]:

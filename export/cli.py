@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from prunevid.config import PruneConfig
 from prunevid.console.values import path, whole
 from prunevid.dialects import DIALECTS
-from prunevid.export.catalog import KNOWN, known_model
 from prunevid.export.settings import PRECISIONS, Progress
+from prunevid.models import KNOWN, known_model
 from prunevid.options import add_prune_options, prune_settings
 
 

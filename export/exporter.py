@@ -31,7 +31,7 @@ from prunevid.config import PruneConfig
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.export import writer
-from prunevid.export.catalog import KnownModel, find_checkpoint, known_model, shipped_config
+from prunevid.export.catalog import find_checkpoint, shipped_config
 from prunevid.export.checkpoint.json_files import read_json
 from prunevid.export.checkpoint.weights import RandomWeights, SafetensorsWeights, StreamedTensor, Weights
 from prunevid.export.families import family_of
@@ -46,6 +46,7 @@ from prunevid.export.lint.unsupported import check_graphs
 from prunevid.export.processor_files import default_preprocessing, read_preprocessing
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
 from prunevid.export.settings import PRECISIONS, Progress
+from prunevid.models import KnownModel, known_model
 from prunevid.validation import require_integer
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}

@@ -1,7 +1,7 @@
-"""Shapes of the models that are known by name: what an estimate needs to know of them, without a checkpoint.
+"""The catalog: the models that are known by name, with what must be known of them without a checkpoint.
 
-The exporter reads shapes from a checkpoint's config; here they are as data, so that a runtime without transformers
-has them, too. A test compares the two.
+``prunevid export --model`` and ``prunevid fit --model`` read it. The exporter reads shapes from a checkpoint's config;
+here they are as data, so that a runtime without transformers has them, too. A test compares the two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS, Blocks
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.errors import InvalidValueError
 
-__all__ = ["MODELS", "ModelShape", "model_shape"]
+__all__ = ["KNOWN", "VICUNA_7B", "KnownModel", "ModelShape", "PaperFigure", "known_model"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,68 @@ class ModelShape:
                 raise InvalidValueError(f"ModelShape.{field} must be 1 or more, not {getattr(self, field)}.")
 
 
+@dataclass(frozen=True)
+class PaperFigure:
+    """What a paper says that a method saves of a model; `prunevid.published` sets it against the cost model.
+
+    Attributes:
+        model: the model, as the paper calls it.
+        method: what prunes.
+        tokens: visual tokens without pruning.
+        retained: share of them that is kept in the end.
+        ratio: FLOPs of the pruned model over those of the whole one, as printed.
+        first: share of the tokens that the first layers see, and how many layers these are; None for what PruneVid's
+            default settings make of `retained`.
+        note: why the cost model differs; empty where it agrees.
+    """
+
+    model: str
+    method: str
+    tokens: int
+    retained: float
+    ratio: float
+    first: tuple[float, int] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model by its short name.
+
+    Attributes:
+        family: which of the exporter's families it is of.
+        hub_id: repository of its checkpoint; None for the demo model, which ships with the package.
+        shape: its shapes, its name and how many frames of a video it is usually shown.
+        figures: what papers say that pruning saves of it.
+    """
+
+    family: str
+    hub_id: str | None
+    shape: ModelShape
+    figures: tuple[PaperFigure, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return self.shape.name
+
+    @property
+    def frames(self) -> int:
+        """Frames of a video that it is usually shown."""
+        return self.shape.frames
+
+
+VICUNA_7B = DecoderShape(32, 4096, 11008, heads=32, kv_heads=32, head_dim=128, vocab_size=32064)
+"""Vicuna 7B, that is Llama 7B: the language model of LLaVA-1.5-7B and its kin."""
+
 _SIGLIP_SO400M = VisionShape(26, 1152, 4304, patches=27 * 27, patch_values=3 * 14 * 14)
 
 
-def _llava_onevision(name: str, decoder: DecoderShape, *, tied: bool) -> ModelShape:
+def _llava_onevision(
+    name: str, size: str, decoder: DecoderShape, *, tied: bool, figures: tuple[PaperFigure, ...] = ()
+) -> KnownModel:
     """LLaVA-OneVision (arXiv 2408.03326): SigLIP so400m at 384 pixels, 27 x 27 patches pooled to 14 x 14, and Qwen2."""
-    return ModelShape(
+    shape = ModelShape(
         name=name,
         decoder=decoder,
         vision=_SIGLIP_SO400M,
@@ -73,33 +129,63 @@ def _llava_onevision(name: str, decoder: DecoderShape, *, tied: bool) -> ModelSh
         max_positions=32768,
         frames=32,
     )
+    return KnownModel("llava_onevision", f"llava-hf/llava-onevision-qwen2-{size}-ov-hf", shape, figures)
 
 
-MODELS = {
+_DEMO = ModelShape(
+    name="demo",
+    decoder=DecoderShape(7, 128, 256, heads=4, kv_heads=2, head_dim=32, vocab_size=61),
+    vision=VisionShape(2, 96, 256, patches=16 * 16, patch_values=3 * 8 * 8),
+    image_size=128,
+    tokens_per_frame=8 * 8,
+    tied=False,
+    projection_bias=True,
+    query_key_norm=False,
+    max_positions=4096,
+    frames=16,
+)
+
+KNOWN = {
     model.name: model
     for model in (
         _llava_onevision(
             "llava-ov",
+            "7b",
             DecoderShape(28, 3584, 18944, heads=28, kv_heads=4, head_dim=128, vocab_size=152000),
             tied=False,
+            figures=(
+                PaperFigure(
+                    "LLaVA-OneVision-7B",
+                    "PruneVid",
+                    tokens=6272,
+                    retained=0.170,
+                    ratio=0.20,
+                    note="modelled with M = 8, the paper's layer 10 of 32 scaled to 28 layers, and with 42.5 % of the "
+                    "tokens in layers 0..M; 0.20 comes out with M = 5, or with a keep_ratio of 0.5 (34 % in layers "
+                    "0..M), so the published run may have used other settings.",
+                ),
+            ),
         ),
         _llava_onevision(
             "llava-ov-0.5b",
+            "0.5b",
             DecoderShape(24, 896, 4864, heads=14, kv_heads=2, head_dim=64, vocab_size=152000),
             tied=True,
         ),
         _llava_onevision(
             "llava-ov-72b",
+            "72b",
             DecoderShape(80, 8192, 29568, heads=64, kv_heads=8, head_dim=128, vocab_size=152000),
             tied=False,
         ),
+        KnownModel("llava_onevision", None, _DEMO),
     )
 }
-"""The published models, by name."""
+"""Every model that can be exported by name."""
 
 
-def model_shape(name: str) -> ModelShape:
+def known_model(name: str) -> KnownModel:
     """The known model of that name. Raises InvalidValueError for any other, naming those there are."""
-    if name not in MODELS:
-        raise InvalidValueError(f"unknown model {name!r}: known are {', '.join(MODELS)}")
-    return MODELS[name]
+    if name not in KNOWN:
+        raise InvalidValueError(f"unknown model {name!r}: known are {', '.join(KNOWN)}")
+    return KNOWN[name]

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from prunevid import PruneVidError
-from prunevid.export.catalog import KNOWN, shipped_config
+from prunevid.export.catalog import shipped_config
 from prunevid.export.checkpoint.json_files import find_file, read_json
 from prunevid.export.checkpoint.schema import Section, conform, list_of, number, one_of, whole
 from prunevid.export.families import llava_onevision
+from prunevid.models import KNOWN
 
 NAN, INFINITY = float("nan"), float("inf")
 # What no key of a kind may be.

@@ -7,8 +7,9 @@ import pytest
 from prunevid.bundle.manifest import FAMILIES as KNOWN_BY_THE_RUNTIME
 from prunevid.errors import PruneVidError
 from prunevid.export import families
-from prunevid.export.catalog import KNOWN, shipped_config
+from prunevid.export.catalog import shipped_config
 from prunevid.export.families import family_of
+from prunevid.models import KNOWN
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -17,11 +17,11 @@ from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
 from prunevid.export import settings
-from prunevid.export.catalog import KNOWN, known_model, shipped_config
+from prunevid.export.catalog import shipped_config
 from prunevid.export.engine.rtx_worker import known_capabilities
 from prunevid.export.engine.targets import rtx_capabilities
 from prunevid.export.families import llava_onevision, text_config
-from prunevid.models import MODELS, ModelShape, model_shape
+from prunevid.models import KNOWN, ModelShape, known_model
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtGraph
@@ -70,25 +70,24 @@ def of_config(name: str, config: object, frames: int) -> ModelShape:
     )
 
 
-def test_every_published_model_is_known_with_the_shapes_of_its_config() -> None:
-    assert set(MODELS) == {name for name, model in KNOWN.items() if model.hub_id is not None}
-    for name, shape in MODELS.items():
-        assert derived(name) == shape
+def test_every_known_model_has_the_shapes_of_its_config() -> None:
+    for name, model in KNOWN.items():
+        assert derived(name) == model.shape
 
 
 def test_an_unknown_model_is_refused_by_name() -> None:
     with pytest.raises(PruneVidError, match=r"unknown model 'gpt': known are llava-ov, llava-ov-0\.5b, llava-ov-72b"):
-        model_shape("gpt")
+        known_model("gpt")
     with pytest.raises(PruneVidError, match="max_positions must be 1 or more"):
-        replace(MODELS["llava-ov"], max_positions=0)
+        replace(KNOWN["llava-ov"].shape, max_positions=0)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", list(KNOWN))
 def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
     config = llava_onevision.parse_config(shipped_config(known_model(name)), name)
     shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
     count = {tensor: math.prod(shape) for tensor, shape in shapes.items()}
-    found = parameter_counts(MODELS[name])
+    found = parameter_counts(KNOWN[name].shape)
     assert found.total == sum(count.values())
     vision = ("model.vision_tower.", "model.multi_modal_projector.")
     assert found.vision == sum(n for tensor, n in count.items() if tensor.startswith(vision))
@@ -148,7 +147,7 @@ def test_weights_are_as_large_as_the_demo_bundles_files(demo_bundle: Path) -> No
 
 
 def test_quantization_shrinks_what_it_is_said_to() -> None:
-    parameters = parameter_counts(MODELS["llava-ov"])
+    parameters = parameter_counts(KNOWN["llava-ov"].shape)
     fp32, fp16, int8, int4 = (PRECISIONS[name].weight_bytes(parameters, ORIN) for name in PRECISIONS)
     assert fp32 == 2 * fp16 == 4 * parameters.total
     assert fp16 - int8 == parameters.vision_matrices + parameters.decoder_matrices + parameters.head
@@ -158,7 +157,7 @@ def test_quantization_shrinks_what_it_is_said_to() -> None:
     # A device without float16 keeps the rest in float32.
     assert PRECISIONS["int8"].weight_bytes(parameters, PI) > int8
     # A tied output matrix is the table, until it is quantized: then it stands beside it.
-    tied = parameter_counts(MODELS["llava-ov-0.5b"])
+    tied = parameter_counts(KNOWN["llava-ov-0.5b"].shape)
     assert tied.head == 0
     saved = tied.vision_matrices + tied.decoder_matrices - tied.output
     assert PRECISIONS["fp16"].weight_bytes(tied, ORIN) - PRECISIONS["int8"].weight_bytes(tied, ORIN) == saved
@@ -173,7 +172,7 @@ def test_quantized_weights_are_as_large_as_the_recipes_bundles(recipe: str, prec
         for run in json.loads(file.read_text())["runs"]
         if (run["model"], run["dialect"], run["precision"], run["recipe"]) == ("llava-ov", "portable", "fp16", recipe)
     )
-    made = PRECISIONS[precision].weight_bytes(parameter_counts(MODELS["llava-ov"]), ORIN)
+    made = PRECISIONS[precision].weight_bytes(parameter_counts(KNOWN["llava-ov"].shape), ORIN)
     assert made == pytest.approx(run["quantized bytes"], rel=0.005)
 
 
@@ -182,10 +181,10 @@ def test_engines_hold_the_weights_that_are_counted_and_little_more(recipe: str) 
     """Engines of LLaVA-OneVision's shapes that NVIDIA's builder made for `benchmarks/engines.py`."""
     file = Path(__file__).parents[1] / "benchmarks" / "results" / "engines.json"
     rows = [row for row in json.loads(file.read_text())["rows"] if row["precision"] == recipe]
-    for model in sorted({row["model"] for row in rows} & set(MODELS)):
+    for model in sorted({row["model"] for row in rows} & (set(KNOWN) - {"demo"})):
         engines = [row for row in rows if row["model"] == model]
         assert {row["graph"] for row in engines} == {"vision_merge", "llm_pre", "llm_post", "merge", "select"}
-        parameters, precision = parameter_counts(MODELS[model]), PRECISIONS[recipe.partition("-")[0]]
+        parameters, precision = parameter_counts(KNOWN[model].shape), PRECISIONS[recipe.partition("-")[0]]
         weights = precision.weight_bytes(parameters, ORIN)
         if parameters.head or recipe != "fp16":
             weights -= 2 * parameters.embeddings  # the table is no engine's
@@ -255,7 +254,7 @@ def test_kv_that_is_read_is_what_the_runtime_counts(demo_bundle: Path) -> None:
 
 
 def test_activations_follow_what_runs_at_once() -> None:
-    siglip, qwen = MODELS["llava-ov-0.5b"].vision, MODELS["llava-ov-0.5b"].decoder
+    siglip, qwen = KNOWN["llava-ov-0.5b"].shape.vision, KNOWN["llava-ov-0.5b"].shape.decoder
     # Four frames at once, whatever the video's length; one frame is a quarter.
     assert vision_bytes(siglip, 4, 4) == vision_bytes(siglip, 32, 4) == 4 * vision_bytes(siglip, 1, 4)
     # Two tables of scores, 16 heads x 729 x 729, are the most of it.
@@ -264,7 +263,7 @@ def test_activations_follow_what_runs_at_once() -> None:
     # A block of 512 rows before 1000 or 2000: only the scores grow.
     assert prefill_bytes(qwen, 2000, 2) - prefill_bytes(qwen, 1000, 2) == 512 * 14 * 1000 * 2
     assert prefill_bytes(qwen, 300, 2) < prefill_bytes(qwen, 512, 2)
-    assert merge_bytes(MODELS["llava-ov-0.5b"], 32) == 2 * merge_bytes(MODELS["llava-ov-0.5b"], 16)
+    assert merge_bytes(KNOWN["llava-ov-0.5b"].shape, 32) == 2 * merge_bytes(KNOWN["llava-ov-0.5b"].shape, 16)
     assert loading_bytes(qwen, 2) == 152000 * 896 * 2
 
 
@@ -401,7 +400,7 @@ def test_precisions_are_those_that_a_device_computes_in() -> None:
     assert (int4.value_bytes(ORIN), int4.value_bytes(PI), PRECISIONS["fp32"].value_bytes(ORIN)) == (2, 4, 4)
 
 
-def busy(model: ModelShape = MODELS["llava-ov"], frames: int = 32) -> Workload:
+def busy(model: ModelShape = KNOWN["llava-ov"].shape, frames: int = 32) -> Workload:
     return workload(model, PruneConfig.for_depth(model.decoder.layers).prune_layer, frames, 0.425, 0.17)
 
 
@@ -511,7 +510,7 @@ def test_what_nvidia_measured_is_within_a_third(
 
 
 def test_the_longest_video_is_the_last_that_has_positions() -> None:
-    model = MODELS["llava-ov"]
+    model = KNOWN["llava-ov"].shape
     text = TEXT_BEFORE + TEXT_AFTER + ANSWER
     assert most_frames(model, 1.0) == (32768 - text) // 196
     for share in (1.0, 0.425, 0.17, 0.5):
@@ -522,7 +521,7 @@ def test_the_longest_video_is_the_last_that_has_positions() -> None:
 
 
 def test_a_video_that_only_pruning_makes_short_enough_is_marked() -> None:
-    budget = make_budget(MODELS["llava-ov"], 8, DEVICES["h100"], [160, 200], PUBLISHED)
+    budget = make_budget(KNOWN["llava-ov"].shape, 8, DEVICES["h100"], [160, 200], PUBLISHED)
     short, long = budget.of("fp16")
     assert not short.unpruned.is_too_long
     assert long.unpruned.is_too_long
@@ -533,11 +532,11 @@ def test_a_video_that_only_pruning_makes_short_enough_is_marked() -> None:
     with pytest.raises(
         PruneVidError, match=r"400 frames, .* 33492 positions .* at most 391 frames \(166 without pruning\)"
     ):
-        make_budget(MODELS["llava-ov"], 8, DEVICES["h100"], [8, 400], PUBLISHED)
+        make_budget(KNOWN["llava-ov"].shape, 8, DEVICES["h100"], [8, 400], PUBLISHED)
 
 
 def verdict(model: str, device: str) -> str:
-    shape = MODELS[model]
+    shape = KNOWN[model].shape
     return make_budget(shape, 8, DEVICES[device], [8, 32], PUBLISHED).verdict
 
 
@@ -548,7 +547,7 @@ def test_the_verdict_names_the_precisions_that_fit() -> None:
 
 
 def test_json_adds_up() -> None:
-    budget = make_budget(MODELS["llava-ov"], 8, ORIN, [8, 32], PUBLISHED)
+    budget = make_budget(KNOWN["llava-ov"].shape, 8, ORIN, [8, 32], PUBLISHED)
     found = json.loads(json.dumps(budget.to_dict(), allow_nan=False))
     assert len(found["estimates"]) == 2 * 2 * 4
     for made in found["estimates"]:
@@ -557,13 +556,13 @@ def test_json_adds_up() -> None:
         assert made["left_bytes"] == found["device"]["usable_bytes"] - parts
         assert made["first_token_s"] == pytest.approx(sum(made["stages_s"].values()))
     assert [made["pruned"] for made in found["estimates"][:2]] == [False, True]
-    assert found["model"]["parameters"]["total"] == parameter_counts(MODELS["llava-ov"]).total
+    assert found["model"]["parameters"]["total"] == parameter_counts(KNOWN["llava-ov"].shape).total
 
 
 @pytest.mark.parametrize(("merged", "kept"), [(0.2, 0.5), (0.0, 0.0), (1.5, 0.5), (float("nan"), 0.1)])
 def test_shares_out_of_range_are_refused(merged: float, kept: float) -> None:
     with pytest.raises(PruneVidError, match=f"merged-share is {merged}, kept-share {kept}"):
-        workload(MODELS["llava-ov"], 8, 8, merged, kept)
+        workload(KNOWN["llava-ov"].shape, 8, 8, merged, kept)
 
 
 def test_an_estimate_of_a_real_run_is_of_that_run(demo_bundle: Path) -> None:

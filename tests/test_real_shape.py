@@ -20,9 +20,10 @@ from torch_method import generate_pruned
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from prunevid.export import prompt_files
-from prunevid.export.catalog import known_model, shipped_config
+from prunevid.export.catalog import shipped_config
 from prunevid.export.checkpoint.weights import RandomWeights
 from prunevid.export.families import llava_onevision
+from prunevid.models import known_model
 from prunevid.runtime import Pipeline, SamplingConfig, load
 from prunevid.runtime.stream import AnswerStream
 

@@ -112,7 +112,8 @@ def test_of_the_other_dialect_the_fused_operators_are_refused(demo_bundle: Path,
 def test_real_sizes(real: Judge, tmp_path: Path) -> None:
     """LLaVA-OneVision-0.5B's graphs with three layers instead of 24 and two instead of 26 in the tower."""
     from prunevid.export import exporter
-    from prunevid.export.catalog import KnownModel, shipped_config
+    from prunevid.export.catalog import shipped_config
+    from prunevid.models import KnownModel
 
     def few_layers(model: KnownModel) -> dict[str, object]:
         config = shipped_config(model)

@@ -11,7 +11,7 @@ from prunevid.config import PruneConfig
 from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, check_output, write_output
-from prunevid.models import MODELS, ModelShape, model_shape
+from prunevid.models import KNOWN, ModelShape, known_model
 from prunevid.runtime.fit.devices.cards import DEVICES, LOCAL, device_named
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _FRAMES = "8,16,32,64"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("bundle", type=path, metavar="BUNDLE", nargs="?", help="folder made by `prunevid export`")
-    parser.add_argument("--model", metavar="NAME", help=f"instead of a bundle: {', '.join(MODELS)}")
+    parser.add_argument("--model", metavar="NAME", help=f"instead of a bundle: {', '.join(KNOWN)}")
     parser.add_argument(
         "--device",
         required=True,
@@ -98,7 +98,7 @@ def _frames(text: str) -> list[int]:
 def _model(args: argparse.Namespace) -> tuple[ModelShape, PruneConfig]:
     """Shapes and pruning settings of the bundle, or of the known model."""
     if args.model is not None:
-        model = model_shape(args.model)
+        model = known_model(args.model).shape
         return model, PruneConfig.for_depth(model.decoder.layers)
     from prunevid.bundle import open_bundle
     from prunevid.runtime.fit.bundle_shape import shape_of

@@ -15,7 +15,7 @@ from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output, write_whole
 from prunevid.runtime.machine import has_exact_int8
-from prunevid.runtime.options import add_threads_option
+from prunevid.runtime.run_options import add_threads_option
 
 if TYPE_CHECKING:
     from prunevid.calibration.quantize.calibrate import Calibrated

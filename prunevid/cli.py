@@ -40,10 +40,10 @@ def _without_command(arguments: Sequence[str]) -> int:
     import argparse
 
     from prunevid import __version__
-    from prunevid.console.parser import Parser
+    from prunevid.console.parser import CommandParser
 
     commands = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
-    parser = Parser(
+    parser = CommandParser(
         prog="prunevid",
         description="Put pruned video language models onto edge devices.",
         epilog=f"commands:\n{commands}\n\n`prunevid COMMAND --help` tells more of each.",
@@ -119,11 +119,11 @@ def _work(command: str, prog: str, arguments: Sequence[str]) -> int:
     import argparse
     from importlib import import_module
 
-    from prunevid.console.parser import Parser
+    from prunevid.console.parser import CommandParser
 
     module_name, summary = COMMANDS[command]
     module = import_module(module_name)
-    parser = Parser(
+    parser = CommandParser(
         prog=prog,
         description=summary[0].upper() + summary[1:] + ".",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

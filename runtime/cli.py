@@ -11,7 +11,7 @@ from prunevid.console.values import number, path, whole
 from prunevid.errors import PruneVidError
 from prunevid.options import add_prune_options, prune_settings
 from prunevid.runtime.answer import Answer
-from prunevid.runtime.options import add_backend_options, add_frames_option
+from prunevid.runtime.run_options import add_backend_options, add_frames_option
 from prunevid.runtime.text.sampling import SamplingConfig
 
 

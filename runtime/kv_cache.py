@@ -8,14 +8,14 @@ import numpy as np
 
 from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.cost import DecoderShape
-from prunevid.runtime.backends.arrays import Array, Memory
+from prunevid.runtime.backends.arrays import Array, MemorySpace
 from prunevid.runtime.backends.backend import Backend
 
 
 class RowBuffer:
     """Rows of several planes, ``array`` [planes, capacity, width], zeros at first; they can be moved to longer ones."""
 
-    def __init__(self, memory: Memory, planes: int, capacity: int, width: int, dtype: np.dtype) -> None:
+    def __init__(self, memory: MemorySpace, planes: int, capacity: int, width: int, dtype: np.dtype) -> None:
         self._memory = memory
         self.array = memory.zeros((planes, capacity, width), dtype)
 

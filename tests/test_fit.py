@@ -1,4 +1,4 @@
-"""The budget estimate: counts against real models and bundles, rates against published figures, time by hand."""
+"""The estimates of fit: counts against real models and bundles, rates against published figures, time by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from prunevid.models import KNOWN, ModelShape, known_model
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtGraph
-from prunevid.runtime.fit.budget import Shares, make_budget, most_frames
 from prunevid.runtime.fit.bundle_shape import shape_of
 from prunevid.runtime.fit.devices.cards import DEVICES, Device, device_named
 from prunevid.runtime.fit.devices.device import RTX_CAPABILITIES
@@ -39,8 +38,9 @@ from prunevid.runtime.fit.footprint import (
     read_kv_bytes,
     vision_bytes,
 )
-from prunevid.runtime.fit.measure import QUESTION, synthetic_video
+from prunevid.runtime.fit.one_run import QUESTION, synthetic_video
 from prunevid.runtime.fit.precision import EXPORTED, PRECISIONS, Precision, precisions_of
+from prunevid.runtime.fit.result import Shares, estimate_all, most_frames
 
 ORIN, PI = DEVICES["agx-orin-64gb"], DEVICES["raspberry-pi-5-8gb"]
 PUBLISHED = Shares(0.425, 0.17)
@@ -521,23 +521,23 @@ def test_the_longest_video_is_the_last_that_has_positions() -> None:
 
 
 def test_a_video_that_only_pruning_makes_short_enough_is_marked() -> None:
-    budget = make_budget(KNOWN["llava-ov"].shape, 8, DEVICES["h100"], [160, 200], PUBLISHED)
-    short, long = budget.of("fp16")
+    result = estimate_all(KNOWN["llava-ov"].shape, 8, DEVICES["h100"], [160, 200], PUBLISHED)
+    short, long = result.of("fp16")
     assert not short.unpruned.is_too_long
     assert long.unpruned.is_too_long
     assert not long.unpruned.fits
     assert long.pruned.fits
-    assert "fits 160, 200 frames" in budget.details[1]
-    assert "without pruning 160 frames" in budget.details[1]
+    assert "fits 160, 200 frames" in result.details[1]
+    assert "without pruning 160 frames" in result.details[1]
     with pytest.raises(
         PruneVidError, match=r"400 frames, .* 33492 positions .* at most 391 frames \(166 without pruning\)"
     ):
-        make_budget(KNOWN["llava-ov"].shape, 8, DEVICES["h100"], [8, 400], PUBLISHED)
+        estimate_all(KNOWN["llava-ov"].shape, 8, DEVICES["h100"], [8, 400], PUBLISHED)
 
 
 def verdict(model: str, device: str) -> str:
     shape = KNOWN[model].shape
-    return make_budget(shape, 8, DEVICES[device], [8, 32], PUBLISHED).verdict
+    return estimate_all(shape, 8, DEVICES[device], [8, 32], PUBLISHED).verdict
 
 
 def test_the_verdict_names_the_precisions_that_fit() -> None:
@@ -547,8 +547,8 @@ def test_the_verdict_names_the_precisions_that_fit() -> None:
 
 
 def test_json_adds_up() -> None:
-    budget = make_budget(KNOWN["llava-ov"].shape, 8, ORIN, [8, 32], PUBLISHED)
-    found = json.loads(json.dumps(budget.to_dict(), allow_nan=False))
+    result = estimate_all(KNOWN["llava-ov"].shape, 8, ORIN, [8, 32], PUBLISHED)
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert len(found["estimates"]) == 2 * 2 * 4
     for made in found["estimates"]:
         parts = made["weights_bytes"] + made["kv_bytes"] + made["activations_bytes"]

@@ -186,14 +186,14 @@ def test_nothing_to_choose_from_keeps_nothing(run: Run) -> None:
 @pytest.mark.parametrize("capability", [87, 89, 90, 110, 120])
 def test_kernels_compile_for_every_target_without_spilling(capability: int) -> None:
     from prunevid.export.engine.kernels.__main__ import cases
-    from prunevid.export.engine.kernels.compiler import TARGETS, measure
+    from prunevid.export.engine.kernels.compiler import GPUS, resources_of
 
-    assert capability in TARGETS
+    assert capability in GPUS
     found = list(cases(capability))
     assert {case.operator for case in found} == {"DpcKnn", "RefineSegments", "GroupTopK"}
     for case in found:
         kernel = case.kernel
-        taken = measure(kernel)
+        taken = resources_of(kernel)
         print(f"sm_{capability} {case.operator} {case.size}: {kernel.threads} threads, {taken}")
         assert f".target sm_{capability}" in kernel.ptx
         assert taken.spilled_bytes == 0, case
@@ -204,9 +204,9 @@ def test_kernels_compile_for_every_target_without_spilling(capability: int) -> N
 
 def test_kernels_compile_for_half_precision() -> None:
     from prunevid.export.engine.kernels.__main__ import cases
-    from prunevid.export.engine.kernels.compiler import measure
+    from prunevid.export.engine.kernels.compiler import resources_of
 
-    assert all(measure(case.kernel).spilled_bytes == 0 for case in cases(87, "bf16"))
+    assert all(resources_of(case.kernel).spilled_bytes == 0 for case in cases(87, "bf16"))
 
 
 def test_ptx_has_the_arguments_of_the_kernel_and_no_trace_of_this_machine() -> None:

@@ -21,10 +21,10 @@ from prunevid.calibration.tuning.tune import TuneSettings, tune
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.arrays import Array
 from prunevid.runtime.backends.ort import OrtGraph
-from prunevid.runtime.fit import measure
+from prunevid.runtime.fit import one_run
 from prunevid.runtime.profile import profile
 from prunevid.runtime.profile.measure import ProfileSettings
-from prunevid.runtime.profile.operators import measure_operators
+from prunevid.runtime.profile.operator_times import measure_operators
 from prunevid.runtime.show.maps import observe
 
 QUESTION = "what colour is the circle ?"
@@ -104,7 +104,7 @@ def test_what_looks_and_measures_runs_no_empty_batch(
     profile(pipeline, clip, QUESTION, ProfileSettings(frames=(4, 5), runs=1, warmup=0, max_new_tokens=2))
     measure_operators(pipeline.bundle, clip, QUESTION, frames=4, prune=pipeline.bundle.manifest.prune, max_new_tokens=2)
     for pruned in (True, False):
-        measure._run(str(demo_bundle), 5, pruned)
+        one_run._run(str(demo_bundle), 5, pruned)
     assert runs.of["merge"] > 0
     assert min(runs.new) >= 1
     assert min(runs.merged) >= 1

@@ -22,7 +22,7 @@ from prunevid.runtime import Pipeline, SamplingConfig, load
 from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.profile import ProfileSettings, profile
 from prunevid.runtime.profile.measure import _group_sizes
-from prunevid.runtime.profile.operators import read_ort_profile
+from prunevid.runtime.profile.operator_times import read_ort_profile
 from prunevid.runtime.profile.records import ProfileResult
 from prunevid.runtime.profile.summary import summarise
 
@@ -427,7 +427,7 @@ def test_help_answers_without_the_heavy_modules() -> None:
 
 def test_profiling_loads_neither_torch_nor_transformers() -> None:
     check = (
-        "import sys\nimport prunevid.runtime.profile.report, prunevid.runtime.profile.operators\n"
+        "import sys\nimport prunevid.runtime.profile.report, prunevid.runtime.profile.operator_times\n"
         "import prunevid.runtime.profile.terminal, prunevid.runtime.profile.serialization\n"
         "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
     )

@@ -19,7 +19,7 @@ from prunevid.runtime import Pipeline, load
 from prunevid.runtime.look import units
 from prunevid.runtime.look.charts import Axis, Series, line_chart, ticks
 from prunevid.runtime.profile import ProfileSettings, measure, profile
-from prunevid.runtime.profile.operators import measure_operators
+from prunevid.runtime.profile.operator_times import measure_operators
 from prunevid.runtime.profile.records import ProfileResult
 from prunevid.runtime.profile.report import to_html
 from prunevid.runtime.profile.sensors.jetson import Jetson

@@ -31,7 +31,7 @@ from prunevid.calibration.quantize.linears import load_graph
 from prunevid.calibration.quantize.recipes import KV_CACHES, RECIPES, Recipe
 from prunevid.calibration.quantize.rewrite import TREATMENTS, layers_of, put_quantized
 from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensitivity
-from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_graph
+from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_rewritten
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
 from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.dialects import DIALECTS
@@ -342,7 +342,7 @@ def _write_quantized(
         put_int8_cache(model, cache_scales)
     shared = frozenset({bundle.manifest.embeddings.file})
     progress.step(f"writing {name}", stored_bytes(model, shared))
-    files = write_graph(model, folder, shared, progress.advance)
+    files = write_rewritten(model, folder, shared, progress.advance)
     return QuantizedGraph(TREATMENTS[treatment].text, len(layers) - len(chosen), stay), files
 
 

@@ -99,7 +99,7 @@ class WeightStore:
         return f"quantize {self._graph} {layer}"
 
 
-def write_graph(
+def write_rewritten(
     model: ir.Model, folder: Path, shared: frozenset[str], advance: Callable[[int], None]
 ) -> tuple[str, ...]:
     """Write ``NAME.onnx`` and ``NAME.onnx.data`` into ``folder``, copying weights block by block from where they lie.
@@ -128,7 +128,7 @@ def write_graph(
 
 
 def stored_bytes(model: ir.Model, shared: frozenset[str]) -> int:
-    """Bytes that :func:`write_graph` will write for the model's weights."""
+    """Bytes that :func:`write_rewritten` will write for the model's weights."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor) and Path(t.path).name not in shared)
 

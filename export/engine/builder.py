@@ -21,7 +21,7 @@ from prunevid.bundle.sections.engine_sets import EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.destinations import Destination, RtxGpus, ThisGpu
 from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
-from prunevid.export.engine.profiles import TEXT, Limits, limits_of, profiles_of
+from prunevid.export.engine.profiles import TEXT, BuildLimits, limits_of, profiles_of
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, RTX
 from prunevid.files import reading
@@ -118,7 +118,7 @@ def _check_bundle(bundle: Bundle, fp16: bool) -> None:
         )
 
 
-def job_of(bundle: Bundle, graph: str, limits: Limits, destination: Destination) -> EngineJob:
+def job_of(bundle: Bundle, graph: str, limits: BuildLimits, destination: Destination) -> EngineJob:
     """What the engine of a graph is built from; raises PruneVidError where the destination's parser refuses it."""
     file = bundle.file(bundle.manifest.graphs[graph].file)
     with reading(file):
@@ -130,7 +130,7 @@ def job_of(bundle: Bundle, graph: str, limits: Limits, destination: Destination)
     return job
 
 
-def _plan(bundle: Bundle, graph: str, limits: Limits, destination: Destination, settings: BuildSettings) -> _Plan:
+def _plan(bundle: Bundle, graph: str, limits: BuildLimits, destination: Destination, settings: BuildSettings) -> _Plan:
     job, files = job_of(bundle, graph, limits, destination), bundle.manifest.files
     ingredients = {
         "model": hashlib.sha256(job.model).hexdigest(),

@@ -13,7 +13,7 @@ from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngin
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
-from prunevid.export.engine.profiles import Limits, ranges_of
+from prunevid.export.engine.profiles import BuildLimits, ranges_of
 from prunevid.export.engine.targets import check_precision, check_target, rtx_capabilities
 from prunevid.export.lint.parsers import RTX
 from prunevid.export.lint.unsupported import refuse_unsupported, release_of
@@ -34,7 +34,7 @@ class Destination(Protocol):
     mark: str
     plugins_too: bool
 
-    def prepare(self, manifest: Manifest, limits: Limits) -> None:
+    def prepare(self, manifest: Manifest, limits: BuildLimits) -> None:
         """Make ready for building. Raises PruneVidError where engines for such videos cannot be built."""
 
     def check(self, job: EngineJob, model: onnx.ModelProto) -> None:
@@ -70,7 +70,7 @@ class ThisGpu:
         check_precision(precision, self._here)
         self.plugins_too = plugins.available(self._release)
 
-    def prepare(self, manifest: Manifest, limits: Limits) -> None:
+    def prepare(self, manifest: Manifest, limits: BuildLimits) -> None:
         """Register the plugins."""
         if self.plugins_too:
             plugins.check_limits(manifest, limits)
@@ -116,7 +116,7 @@ class RtxGpus:
         chosen = rtx_capabilities(settings.capabilities, toolkit.capabilities, toolkit.version, precision)
         self._settings = replace(settings, capabilities=chosen)
 
-    def prepare(self, manifest: Manifest, limits: Limits) -> None:
+    def prepare(self, manifest: Manifest, limits: BuildLimits) -> None:
         """Nothing to be made ready."""
 
     def check(self, job: EngineJob, model: onnx.ModelProto) -> None:

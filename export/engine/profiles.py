@@ -30,7 +30,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
+class BuildLimits:
     """What engines are built for: ``frames`` of a video at most, ``visual`` tokens in them, ``rows`` of a KV cache."""
 
     frames: int
@@ -47,7 +47,7 @@ class Profile:
     values: dict[str, Range]
 
 
-def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -> Limits:
+def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -> BuildLimits:
     """The limits for videos of ``frames`` (by default the bundle's) and ``text`` rows of prompt, question and answer.
 
     Raises PruneVidError where a number is below what one question needs, or the video alone is longer than the model
@@ -66,10 +66,10 @@ def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -
         raise PruneVidError(
             f"{frames} frames are {visual} visual tokens, the model has {positions} positions: use fewer"
         )
-    return Limits(frames, visual, min(visual + text, positions))
+    return BuildLimits(frames, visual, min(visual + text, positions))
 
 
-def profiles_of(manifest: Manifest, graph: str, limits: Limits) -> tuple[Profile, ...]:
+def profiles_of(manifest: Manifest, graph: str, limits: BuildLimits) -> tuple[Profile, ...]:
     """The profiles of a graph of the chain; raises KeyError for any other."""
     makers = {"vision_merge": _vision, "merge": _merge, "llm_pre": _decoder, "llm_post": _decoder, "select": _select}
     return makers[graph](manifest, limits)
@@ -116,7 +116,7 @@ def _shape_range(shape: tuple[int | str, ...], profile: Profile) -> InputRange:
     return InputRange(at(0), at(1), at(2))
 
 
-def _vision(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+def _vision(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
     """``encode``: new frames behind those that are encoded already, of a file or still in view of a camera."""
     batch = min(manifest.blocks.frames, limits.frames)
     new, past = Range(1, batch, batch), Range(0, 0, limits.frames - 1)
@@ -124,7 +124,7 @@ def _vision(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
     return (Profile("encode", {"frames_new": new, "frames_past": past, "frame_counts": _counts(frames)}, {}),)
 
 
-def _merge(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+def _merge(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
     """``merge``: features of one frame up to a whole video's."""
     frames = Range(1, limits.frames, limits.frames)
     return (Profile("merge", {"frames": frames, "frame_counts": _counts(frames)}, {}),)
@@ -135,7 +135,7 @@ def _counts(frames: Range) -> Range:
     return Range(*(number + 1 for number in frames))
 
 
-def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+def _decoder(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
     """``rows``: blocks of rows of a prompt, and single rows of an answer, behind a growing past.
 
     One profile for both, since each profile of an engine stores the weights again. It is tuned for full blocks: for
@@ -149,7 +149,7 @@ def _decoder(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
     return (Profile("rows", {"rows": rows, "past": past}, values),)
 
 
-def _select(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
+def _select(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
     """All rows of a video and a question: ``groups`` where tokens compete in several groups, ``global`` in one.
 
     Without plugins, TensorRT sorts so many of a group's tokens as are kept, and fewer than 3840.
@@ -171,11 +171,11 @@ def _select(manifest: Manifest, limits: Limits) -> tuple[Profile, ...]:
     )
 
 
-def _merged(manifest: Manifest, limits: Limits) -> int:
+def _merged(manifest: Manifest, limits: BuildLimits) -> int:
     """Visual tokens that are usually left after merging."""
     return max(1, int(limits.visual * manifest.prune.cluster_ratio))
 
 
-def _kept(manifest: Manifest, limits: Limits) -> int:
+def _kept(manifest: Manifest, limits: BuildLimits) -> int:
     """Visual tokens that are usually left after selecting."""
     return max(1, int(_merged(manifest, limits) * manifest.prune.keep_ratio))

@@ -7,14 +7,14 @@ from typing import Any, NoReturn
 
 from prunevid.errors import PruneVidError
 
-__all__ = ["Parser", "UsageError"]
+__all__ = ["CommandParser", "UsageError"]
 
 
 class UsageError(PruneVidError):
     """Arguments that the parser cannot take."""
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Arguments of one command. Options cannot be abbreviated: a new one would make old scripts fail."""
 
     def __init__(self, **settings: Any) -> None:

@@ -8,7 +8,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Bounds of one request to the worker.
 
     characters: of a text that is written; reply: bytes of an answer; own_seconds and own_memory: processor time, and
@@ -35,4 +35,4 @@ class Limits:
         return f"{self.own_memory // _MIB} MiB of memory"
 
 
-LIMITS = Limits()
+LIMITS = RequestLimits()

@@ -131,7 +131,7 @@ class Slot:
         raise PruneVidError(f"{what} have shape {_text(self.shape)}, not {_text(array.shape)}")
 
 
-class Memory(Protocol):
+class MemorySpace(Protocol):
     """Where a backend's arrays lie."""
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array:
@@ -158,17 +158,17 @@ class HostMemory:
     """The memory of the CPU: arrays are NumPy's."""
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """See :class:`Memory`."""
+        """See :class:`MemorySpace`."""
         with _room(shape, dtype):
             return np.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """See :class:`Memory`; zeros cost no memory until a page is written to."""
+        """See :class:`MemorySpace`; zeros cost no memory until a page is written to."""
         with _room(shape, dtype):
             return np.zeros(shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
-        """See :class:`Memory`."""
+        """See :class:`MemorySpace`."""
         assert isinstance(source, np.ndarray)
         assert isinstance(target, np.ndarray)
         check_copy(source, target)

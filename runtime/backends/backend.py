@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from prunevid.bundle import Bundle
 from prunevid.errors import PruneVidError
-from prunevid.runtime.backends.arrays import Array, Memory
+from prunevid.runtime.backends.arrays import Array, MemorySpace
 from prunevid.runtime.backends.names import BACKENDS
 
 _LOG = logging.getLogger("prunevid")
@@ -26,7 +26,7 @@ class Graph(Protocol):
         Arrays are contiguous. Feeds may be NumPy arrays wherever the graph runs: small things come from the host. An
         output that comes with an array is written into it, in place; it may be an input's memory where the graph is
         made for that. The others are allocated. Returns all of them, which may not be computed yet: only
-        :meth:`Memory.download` waits. Any thread may run it. Raises PruneVidError where the run fails.
+        :meth:`MemorySpace.download` waits. Any thread may run it. Raises PruneVidError where the run fails.
         """
         ...
 
@@ -37,7 +37,7 @@ class Backend(Protocol):
     name: str
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> MemorySpace:
         """Where the graphs' arrays lie."""
         ...
 

@@ -24,7 +24,7 @@ _STAGING_BYTES = 8 << 20
 
 
 class DeviceMemory:
-    """See :class:`prunevid.runtime.backends.arrays.Memory`."""
+    """See :class:`prunevid.runtime.backends.arrays.MemorySpace`."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -32,20 +32,20 @@ class DeviceMemory:
         self._unused: dict[int, list[int]] = {}
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
-        """See :class:`Memory`; an array without elements has an address, too."""
+        """See :class:`MemorySpace`; an array without elements has an address, too."""
         with self._cuda.lock:
             block = self._block(prod(shape) * dtype.itemsize)
         return DeviceArray(block.pointer, shape, dtype, block)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
-        """See :class:`Memory`."""
+        """See :class:`MemorySpace`."""
         array = self.empty(shape, dtype)
         if array.nbytes:
             self._cuda.clear(array.pointer, array.nbytes)
         return array
 
     def copy(self, source: Array, target: Array) -> None:
-        """See :class:`Memory`."""
+        """See :class:`MemorySpace`."""
         assert isinstance(target, DeviceArray)
         check_copy(source, target)
         if not target.nbytes:
@@ -62,7 +62,7 @@ class DeviceMemory:
             )
 
     def download(self, array: Array) -> np.ndarray:
-        """See :class:`Memory`; a NumPy array stays what it is."""
+        """See :class:`MemorySpace`; a NumPy array stays what it is."""
         if isinstance(array, np.ndarray):
             return array
         with self._cuda.lock:

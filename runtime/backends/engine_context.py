@@ -26,17 +26,17 @@ _BYTE = np.dtype(np.uint8)
 
 @dataclass(frozen=True)
 class Tools:
-    """What the engines of a backend share: TensorRT's name, module and logger, the GPU, its memory, and a workspace."""
+    """What the engines of a backend share: TensorRT's name, module and logger, the GPU, its memory, room to work in."""
 
     title: str
     trt: Any
     logger: Any
     cuda: Cuda
     memory: DeviceMemory
-    workspace: Workspace
+    scratch: ScratchMemory
 
 
-class Workspace:
+class ScratchMemory:
     """The memory in which engines work. They run one after the other on one stream, so they share it."""
 
     def __init__(self, memory: DeviceMemory) -> None:
@@ -120,8 +120,8 @@ class EngineContext:
     def _identity(self, inputs: Mapping[str, DeviceArray], targets: Mapping[str, DeviceArray]) -> object:
         """Equal for two runs that TensorRT cannot tell from each other."""
         addresses = [(array.pointer, array.shape) for array in (*inputs.values(), *targets.values())]
-        workspace = self._tools.workspace.get().pointer
-        return addresses, [value.tolist() for value in self._on_host.values()], list(targets), workspace
+        scratch = self._tools.scratch.get().pointer
+        return addresses, [value.tolist() for value in self._on_host.values()], list(targets), scratch
 
     def _input(self, name: str, array: Array) -> DeviceArray:
         """An input where TensorRT can read it: what comes from the host or is not aligned is copied."""
@@ -141,8 +141,8 @@ class EngineContext:
 
     def _bind_inputs(self, inputs: Mapping[str, DeviceArray]) -> None:
         """Tell TensorRT where the inputs are, how large, and where it may work."""
-        workspace = self._tools.workspace.get()
-        self._context.set_device_memory(workspace.pointer, workspace.nbytes)
+        scratch = self._tools.scratch.get()
+        self._context.set_device_memory(scratch.pointer, scratch.nbytes)
         for name, value in self._on_host.items():
             self._address(name, value.ctypes.data)
         for name, array in inputs.items():

@@ -19,7 +19,7 @@ from prunevid.files import reading
 from prunevid.runtime.backends.arrays import Array, Slot
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.device_memory import DeviceMemory
-from prunevid.runtime.backends.engine_context import EngineContext, Prepared, Tools, Workspace
+from prunevid.runtime.backends.engine_context import EngineContext, Prepared, ScratchMemory, Tools
 from prunevid.runtime.backends.engine_profiles import choose_profile, largest_past
 
 # A decode step's past is filled up to a multiple of this many rows: one CUDA graph serves that many steps, and the
@@ -109,7 +109,7 @@ class TensorRtBackend:
         self.memory = DeviceMemory(cuda)
         self.now = cuda.now
         self._engines, self._product = engines, product
-        self._tools = Tools(product.title, trt, make_logger(trt), cuda, self.memory, Workspace(self.memory))
+        self._tools = Tools(product.title, trt, make_logger(trt), cuda, self.memory, ScratchMemory(self.memory))
         # The standard plugins, of which engines may contain some; the prunevid operators are in the engines themselves.
         trt.init_libnvinfer_plugins(self._tools.logger, "")
         self._runtime = trt.Runtime(self._tools.logger)
@@ -152,7 +152,7 @@ class EngineGraph:
         found = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if found != {*self.inputs, *self.outputs}:
             raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `{product.build}`")
-        tools.workspace.reserve(self._engine.device_memory_size_v2)
+        tools.scratch.reserve(self._engine.device_memory_size_v2)
         checksum = bundle.manifest.files[engine.file].sha256
         prepared = product.prepare(tools, self._engine, name, checksum, len(engine.profiles))
         self._contexts = [

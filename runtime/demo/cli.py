@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prunevid.runtime.options import add_backend_options
+from prunevid.runtime.run_options import add_backend_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""``prunevid fit``: the command line of the budget estimate."""
+"""``prunevid fit``: the command line of the estimates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prunevid.models import KNOWN, ModelShape, known_model
 from prunevid.runtime.fit.devices.cards import DEVICES, LOCAL, device_named
 
 if TYPE_CHECKING:
-    from prunevid.runtime.fit.budget import Budget
-    from prunevid.runtime.fit.compare import Comparison
+    from prunevid.runtime.fit.measured import MeasuredEstimate
+    from prunevid.runtime.fit.result import FitResult
 
 # The share of tokens that PruneVid's paper keeps of LLaVA-OneVision-7B's, 17.0 %, is 0.4 of what merging leaves.
 _MERGED_SHARE = 0.425
@@ -68,20 +68,20 @@ def run(args: argparse.Namespace) -> int:
         check_output(Path(args.json), inputs=[("the bundle", args.bundle)])
     model, prune = _model(args)
 
-    from prunevid.runtime.fit.budget import Shares, make_budget
+    from prunevid.runtime.fit.result import Shares, estimate_all
 
     shares = Shares(args.merged_share, getattr(args, "kept_share", args.merged_share * prune.keep_ratio))
-    comparisons: list[Comparison] = []
+    comparisons: list[MeasuredEstimate] = []
     if device is None:
-        from prunevid.runtime.fit.compare import compare
         from prunevid.runtime.fit.devices.local import local_device
+        from prunevid.runtime.fit.measured import measure_estimates
 
         device = local_device()
-        budget = make_budget(model, prune.prune_layer, device, frames, shares)
-        comparisons = compare(Path(args.bundle), model, prune.prune_layer, min(frames), device)
+        result = estimate_all(model, prune.prune_layer, device, frames, shares)
+        comparisons = measure_estimates(Path(args.bundle), model, prune.prune_layer, min(frames), device)
     else:
-        budget = make_budget(model, prune.prune_layer, device, frames, shares)
-    _write(budget, comparisons, args.json)
+        result = estimate_all(model, prune.prune_layer, device, frames, shares)
+    _write(result, comparisons, args.json)
     return 0
 
 
@@ -108,19 +108,19 @@ def _model(args: argparse.Namespace) -> tuple[ModelShape, PruneConfig]:
     return shape_of(bundle), bundle.manifest.prune
 
 
-def _write(budget: Budget, comparisons: list[Comparison], file: str | None) -> None:
+def _write(result: FitResult, comparisons: list[MeasuredEstimate], file: str | None) -> None:
     """Print the report, and write the JSON where it was asked for."""
     if file is not None:
-        result = {**budget.to_dict(), "comparisons": [comparison.to_dict() for comparison in comparisons]}
-        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        data = {**result.to_dict(), "comparisons": [comparison.to_dict() for comparison in comparisons]}
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_output(file, text)
         if file == STDOUT:
             return
     from rich.console import Console
 
-    from prunevid.runtime.fit.report import print_budget, print_comparisons
+    from prunevid.runtime.fit.terminal import print_comparisons, print_result
 
     console = Console(highlight=False)
-    print_budget(budget, console)
+    print_result(result, console)
     if comparisons:
         print_comparisons(comparisons, console)

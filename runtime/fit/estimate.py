@@ -33,9 +33,19 @@ from prunevid.runtime.fit.footprint import (
 )
 from prunevid.runtime.fit.precision import Precision
 
-__all__ = ["ANSWER", "STAGES", "TEXT_AFTER", "TEXT_BEFORE", "Estimate", "Memory", "Workload", "estimate", "workload"]
+__all__ = [
+    "ANSWER",
+    "ESTIMATED_STAGES",
+    "TEXT_AFTER",
+    "TEXT_BEFORE",
+    "Estimate",
+    "MemoryEstimate",
+    "Workload",
+    "estimate",
+    "workload",
+]
 
-STAGES = ("vision", "merge", "llm_pre", "select", "llm_post")
+ESTIMATED_STAGES = ("vision", "merge", "llm_pre", "select", "llm_post")
 """What runs before the first token, in order; merge and select only where tokens are pruned."""
 
 TEXT_BEFORE, TEXT_AFTER = 14, 30
@@ -80,7 +90,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes by what they hold; all of it exists together."""
 
     weights: int
@@ -108,7 +118,7 @@ class Estimate:
 
     workload: Workload
     precision: str
-    memory: Memory
+    memory: MemoryEstimate
     left_bytes: int
     stages_s: dict[str, float]
     decode_s: float
@@ -153,7 +163,7 @@ def estimate(work: Workload, precision: Precision, device: Device) -> Estimate:
     """Estimate memory and time of a workload."""
     parameters = parameter_counts(work.model)
     clock = _Roofline(precision, device, work.model)
-    memory = Memory(
+    memory = MemoryEstimate(
         weights=precision.weight_bytes(parameters, device),
         kv=held_kv_bytes(work.model.decoder, work.counts, work.prune_layer, work.answer, clock.cache_bytes),
         activations=_activation_bytes(work, precision.value_bytes(device)),

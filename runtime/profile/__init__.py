@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunevid.runtime.profile.measure import ProfileSettings, profile
-    from prunevid.runtime.profile.operators import measure_operators
+    from prunevid.runtime.profile.operator_times import measure_operators
     from prunevid.runtime.profile.records import ProfileResult
 
 __all__ = ["ProfileResult", "ProfileSettings", "measure_operators", "profile"]

@@ -14,8 +14,8 @@ from prunevid.console.values import path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, write_output
 from prunevid.options import add_prune_options, prune_settings, reader_of
-from prunevid.runtime.options import add_backend_options
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
+from prunevid.runtime.run_options import add_backend_options
 
 if TYPE_CHECKING:
     from prunevid.bundle import Bundle
@@ -113,7 +113,7 @@ def _with_operators(
     result: ProfileResult, args: argparse.Namespace, bundle: Bundle, settings: ProfileSettings
 ) -> ProfileResult:
     """Operators of the first number of frames and the first settings."""
-    from prunevid.runtime.profile.operators import measure_operators
+    from prunevid.runtime.profile.operator_times import measure_operators
 
     print("measuring operators", file=sys.stderr, flush=True)
     operators = measure_operators(

@@ -30,7 +30,7 @@ from prunevid.runtime.profile.records import (
     SCHEMA_VERSION,
     STAGES,
     Load,
-    Memory,
+    MemoryUse,
     Model,
     ProfileResult,
     Run,
@@ -108,7 +108,7 @@ def profile(
     """Measure one question about one video, pruned and unpruned.
 
     load: how the pipeline was loaded, to go into the result. Operators are measured on their own, by
-    :func:`prunevid.runtime.profile.operators.measure_operators`. Raises PruneVidError as ``Pipeline.open`` and
+    :func:`prunevid.runtime.profile.operator_times.measure_operators`. Raises PruneVidError as ``Pipeline.open`` and
     ``VideoSession.stream`` do.
     """
     settings = settings or ProfileSettings()
@@ -141,7 +141,7 @@ def profile(
         max_new_tokens=settings.max_new_tokens,
         machine=describe(),
         load=load,
-        memory=Memory(
+        memory=MemoryUse(
             loaded_bytes=loaded_bytes,
             peak_bytes=max(loaded_bytes, peak_rss(), *(variant.peak_rss_bytes for variant in variants)),
             device_peak_bytes=max(device_memory, default=None),

@@ -174,7 +174,7 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes of memory.
 
     loaded_bytes: this process's peak until the bundle was loaded; peak_bytes: its highest of all. device_peak_bytes:
@@ -270,7 +270,7 @@ class ProfileResult:
     max_new_tokens: int
     machine: dict[str, str]
     load: Load | None
-    memory: Memory
+    memory: MemoryUse
     variants: tuple[Variant, ...]
     comparisons: tuple[Comparison, ...]
     operators: tuple[GraphOperators, ...]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunevid.console.values import path
 from prunevid.options import add_prune_options, prune_settings
-from prunevid.runtime.options import add_backend_options, add_frames_option
+from prunevid.runtime.run_options import add_backend_options, add_frames_option
 from prunevid.runtime.show.output import check_picture, save
 
 

@@ -27,7 +27,7 @@ from prunevid.errors import PruneVidError
 from prunevid.runtime.video.container import LARGE_FRAME_PIXELS, OpenVideo, choose_stream, open_video
 from prunevid.runtime.video.frames import FrameStack, SampledFrames, Shrink, check_dimensions, sample_indices
 from prunevid.runtime.video.orientation import UPRIGHT, Orientation, orientation_of_matrix
-from prunevid.runtime.video.targets import (
+from prunevid.runtime.video.timestamps import (
     Targets,
     UnusableTimestampsError,
     targets_by_index,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from prunevid.export.engine.kernels import MAX_FRAMES, MAX_TOKENS, dpc_knn, group_topk, refine_segments
-from prunevid.export.engine.kernels.compiler import TARGETS, CompiledKernel, compile_kernel, measure
+from prunevid.export.engine.kernels.compiler import GPUS, CompiledKernel, compile_kernel, resources_of
 
 
 class Case(NamedTuple):
@@ -38,9 +38,9 @@ def main() -> None:
     """Print a Markdown table."""
     print("| GPU | operator | size | threads | registers per thread | shared bytes | spilled bytes |")
     print("|---|---|---|---|---|---|---|")
-    for capability, name in TARGETS.items():
+    for capability, name in GPUS.items():
         for case in cases(capability):
-            found = measure(case.kernel)
+            found = resources_of(case.kernel)
             print(
                 f"| sm_{capability} ({name}) | {case.operator} | {case.size} | {case.kernel.threads} "
                 f"| {found.registers} | {found.shared_bytes} | {found.spilled_bytes} |",

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 from prunevid.errors import PruneVidError
 
-TARGETS = {87: "Jetson Orin", 89: "Ada", 90: "Hopper", 110: "Jetson Thor", 120: "Blackwell workstation"}
+GPUS = {87: "Jetson Orin", 89: "Ada", 90: "Hopper", 110: "Jetson Thor", 120: "Blackwell workstation"}
 """Compute capabilities, times ten, that kernels are compiled for in tests."""
 
 # The GPUs that kernels can be compiled for, and the PTX version of a GPU's first CUDA toolkit (12.0 for those older):
@@ -78,7 +78,7 @@ def compile_kernel(
     return CompiledKernel(metadata.name, ptx, 32 * metadata.num_warps, metadata.shared, capability)
 
 
-def measure(kernel: CompiledKernel) -> Resources:
+def resources_of(kernel: CompiledKernel) -> Resources:
     """Assemble the PTX with the assembler that comes with Triton, and read off what it takes."""
     suffix = "a" if kernel.capability >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from prunevid.bundle.sections.engine_sets import EngineDevice
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.kernels import MAX_FRAMES, MAX_TOKENS
 from prunevid.export.engine.plugins.nodes import NAMESPACE, PLUGINS, plugin_nodes
-from prunevid.export.engine.profiles import Limits, largest_sizes, profiles_of
+from prunevid.export.engine.profiles import BuildLimits, largest_sizes, profiles_of
 
 # Releases from this one on take plugins written in Python whose compiled kernels become part of the engine.
 FIRST_RELEASE = (10, 9)
@@ -37,7 +37,7 @@ def nodes_of(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return plugin_nodes(node)
 
 
-def check_limits(manifest: Manifest, limits: Limits) -> None:
+def check_limits(manifest: Manifest, limits: BuildLimits) -> None:
     """Raise PruneVidError where a frame or a video is larger than the kernels take."""
     tokens = manifest.model.tokens_per_frame
     if tokens > MAX_TOKENS:

@@ -1,4 +1,4 @@
-"""The answer to a budget question: every precision and frame count on one device, pruned beside unpruned."""
+"""Whether a model fits on a device: every precision and number of frames, pruned beside unpruned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estim
 from prunevid.runtime.fit.footprint import parameter_counts
 from prunevid.runtime.fit.precision import EXPORTED, precisions_of
 
-__all__ = ["Budget", "Pair", "Shares", "make_budget"]
+__all__ = ["FitResult", "Pair", "Shares", "estimate_all"]
 
 SCHEMA_VERSION = 1
 
@@ -45,7 +45,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Budget:
+class FitResult:
     """All estimates for a model on a device, by precision and then by frames, ascending."""
 
     model: ModelShape
@@ -103,7 +103,9 @@ class Budget:
         }
 
 
-def make_budget(model: ModelShape, prune_layer: int, device: Device, frames: Sequence[int], shares: Shares) -> Budget:
+def estimate_all(
+    model: ModelShape, prune_layer: int, device: Device, frames: Sequence[int], shares: Shares
+) -> FitResult:
     """Estimate every precision that makes sense on the device, with every number of frames.
 
     Raises:
@@ -117,7 +119,7 @@ def make_budget(model: ModelShape, prune_layer: int, device: Device, frames: Seq
                 raise PruneVidError(_too_long(model, prune_layer, count, shares))
             unpruned = workload(model, prune_layer, count)
             pairs.append(Pair(estimate(unpruned, precision, device), estimate(pruned, precision, device)))
-    return Budget(model, prune_layer, device, shares, tuple(pairs))
+    return FitResult(model, prune_layer, device, shares, tuple(pairs))
 
 
 def most_frames(model: ModelShape, merged_share: float) -> int:

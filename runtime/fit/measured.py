@@ -9,10 +9,10 @@ from typing import Any
 from prunevid.models import ModelShape
 from prunevid.runtime.fit.devices.device import Device
 from prunevid.runtime.fit.estimate import Estimate, Workload, estimate
-from prunevid.runtime.fit.measure import Measurement, measure
+from prunevid.runtime.fit.one_run import Measurement, run_once
 from prunevid.runtime.fit.precision import PRECISIONS
 
-__all__ = ["Comparison", "Row", "compare"]
+__all__ = ["MeasuredEstimate", "Row", "measure_estimates"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MeasuredEstimate:
     """One question on this machine, pruned or not. The estimate knows how many tokens were really merged and kept."""
 
     pruned: bool
@@ -61,7 +61,9 @@ class Comparison:
         }
 
 
-def compare(bundle: Path, model: ModelShape, prune_layer: int, frames: int, device: Device) -> list[Comparison]:
+def measure_estimates(
+    bundle: Path, model: ModelShape, prune_layer: int, frames: int, device: Device
+) -> list[MeasuredEstimate]:
     """Ask the bundle one question, unpruned and pruned, and estimate the same.
 
     Raises:
@@ -69,8 +71,8 @@ def compare(bundle: Path, model: ModelShape, prune_layer: int, frames: int, devi
     """
     comparisons = []
     for pruned in (False, True):
-        found = measure(bundle, frames, pruned=pruned)
+        found = run_once(bundle, frames, pruned=pruned)
         work = Workload(model, prune_layer, frames, found.counts, found.answer, model.image_size**2)
         # ONNX Runtime's CPU provider computes a float16 bundle in float32.
-        comparisons.append(Comparison(pruned, found, estimate(work, PRECISIONS["fp32"], device)))
+        comparisons.append(MeasuredEstimate(pruned, found, estimate(work, PRECISIONS["fp32"], device)))
     return comparisons

@@ -1,4 +1,4 @@
-"""Options that the runtime's commands share. Nothing heavy is imported: help lists them."""
+"""Options of the commands that run a bundle. Nothing heavy is imported: help lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a bundle once, to compare with an estimate: ``python -m prunevid.runtime.fit.measure``, in a process of its own.
+"""Runs a bundle once, to compare with an estimate: ``python -m prunevid.runtime.fit.one_run``, in a process of its own.
 
 Its own process, since the largest memory that a process ever had can not be taken back: pruned and unpruned run one
 after the other, and each has its own.
@@ -19,7 +19,7 @@ import numpy as np
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
 
-__all__ = ["Measurement", "measure", "synthetic_video"]
+__all__ = ["Measurement", "run_once", "synthetic_video"]
 
 QUESTION = "how many objects move ?"
 """In words that every tokenizer has, the demo model's of 62 words included."""
@@ -48,7 +48,7 @@ class Measurement:
     peak_bytes: int
 
 
-def measure(bundle: Path, frames: int, *, pruned: bool) -> Measurement:
+def run_once(bundle: Path, frames: int, *, pruned: bool) -> Measurement:
     """Ask a bundle one question about a synthetic video, in a new process.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A budget in the terminal: the verdict first, then the tables, then what they rest on."""
+"""Whether a model fits, in the terminal: the verdict first, then the tables, then what they rest on."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunevid.runtime.fit.budget import Budget, Pair
-from prunevid.runtime.fit.compare import Comparison, Row
 from prunevid.runtime.fit.devices.device import Device
-from prunevid.runtime.fit.estimate import ANSWER, STAGES, TEXT_AFTER, TEXT_BEFORE, Estimate
+from prunevid.runtime.fit.estimate import ANSWER, ESTIMATED_STAGES, TEXT_AFTER, TEXT_BEFORE, Estimate
+from prunevid.runtime.fit.measured import MeasuredEstimate, Row
+from prunevid.runtime.fit.result import FitResult, Pair
 
-__all__ = ["print_budget", "print_comparisons"]
+__all__ = ["print_result", "print_comparisons"]
 
 
-def print_budget(budget: Budget, console: Console) -> None:
+def print_result(result: FitResult, console: Console) -> None:
     """Print verdict, tables and assumptions."""
-    how = "rates measured here" if budget.device.is_measured else "nothing was measured on this device"
-    fits = budget.verdict.startswith("FITS")
-    console.print(Text(budget.verdict, style="bold green" if fits else "bold red"))
+    how = "rates measured here" if result.device.is_measured else "nothing was measured on this device"
+    fits = result.verdict.startswith("FITS")
+    console.print(Text(result.verdict, style="bold green" if fits else "bold red"))
     console.print(Text(f"An estimate: {how}."))
-    for line in budget.details:
+    for line in result.details:
         console.print(Text(f"  {line}"))
     console.print()
-    console.print(_overview(budget))
-    shown = _usual_frames(budget)
+    console.print(_overview(result))
+    shown = _usual_frames(result)
     _heading(f"Memory at {shown} frames, GB", console)
-    console.print(_memory(budget, shown))
+    console.print(_memory(result, shown))
     _heading(f"Time to the first token at {shown} frames, s", console)
-    console.print(_time(budget, shown))
+    console.print(_time(result, shown))
     console.print()
-    for line in _assumptions(budget):
+    for line in _assumptions(result):
         console.print(Text(line, style="dim"))
 
 
-def print_comparisons(comparisons: Sequence[Comparison], console: Console) -> None:
+def print_comparisons(comparisons: Sequence[MeasuredEstimate], console: Console) -> None:
     """Print estimate, measurement and error of a run on this machine, unpruned and pruned."""
     _heading(f"Estimate and measurement at {comparisons[0].estimate.workload.frames} frames", console)
     table = _table("")
@@ -58,13 +58,13 @@ def print_comparisons(comparisons: Sequence[Comparison], console: Console) -> No
         console.print(Text(line, style="dim"))
 
 
-def _overview(budget: Budget) -> Table:
+def _overview(result: FitResult) -> Table:
     table = _table("", "frames")
     for name in ("memory\nGB", "left\nGB", "first\ntoken s", "decode\nms/token"):
         table.add_column(f"{name}\nunpruned", justify="right")
         table.add_column("\n\npruned", justify="right")
-    for precision in budget.precisions:
-        for pair in budget.of(precision):
+    for precision in result.precisions:
+        for pair in result.of(precision):
             both = (pair.unpruned, pair.pruned)
             table.add_row(
                 precision,
@@ -78,13 +78,13 @@ def _overview(budget: Budget) -> Table:
     return table
 
 
-def _memory(budget: Budget, frames: int) -> Table:
+def _memory(result: FitResult, frames: int) -> Table:
     table = _table("")
     table.add_column("weights", justify="right")
     for name in ("KV cache", "activations"):
         table.add_column(f"{name}\nunpruned", justify="right")
         table.add_column("\npruned", justify="right")
-    for pair in _at(budget, frames):
+    for pair in _at(result, frames):
         both = (pair.unpruned.memory, pair.pruned.memory)
         table.add_row(
             pair.precision,
@@ -95,13 +95,13 @@ def _memory(budget: Budget, frames: int) -> Table:
     return table
 
 
-def _time(budget: Budget, frames: int) -> Table:
+def _time(result: FitResult, frames: int) -> Table:
     table = _table("")
-    pairs = _at(budget, frames)
+    pairs = _at(result, frames)
     for pair in pairs:
         table.add_column(f"{pair.precision}\nunpruned", justify="right")
         table.add_column("\npruned", justify="right")
-    for stage in STAGES:
+    for stage in ESTIMATED_STAGES:
         cells = [
             _number(made.stages_s[stage]) if stage in made.stages_s else ""
             for pair in pairs
@@ -111,8 +111,8 @@ def _time(budget: Budget, frames: int) -> Table:
     return table
 
 
-def _assumptions(budget: Budget) -> list[str]:
-    device, shares = budget.device, budget.shares
+def _assumptions(result: FitResult) -> list[str]:
+    device, shares = result.device, result.shares
     return [
         f"Assumed: merging leaves {shares.merged:.1%} of the visual tokens and {shares.kept:.1%} are kept; "
         f"{TEXT_BEFORE + TEXT_AFTER} tokens of text, an answer of {ANSWER}; a video of 1920 x 1080 pixels.",
@@ -146,14 +146,14 @@ def _rates(device: Device) -> str:
     return ", ".join(known) + " TFLOP/s"
 
 
-def _usual_frames(budget: Budget) -> int:
+def _usual_frames(result: FitResult) -> int:
     """The model's usual number of frames where it was asked for, else the largest that was."""
-    counts = {pair.frames for pair in budget.pairs}
-    return budget.model.frames if budget.model.frames in counts else max(counts)
+    counts = {pair.frames for pair in result.pairs}
+    return result.model.frames if result.model.frames in counts else max(counts)
 
 
-def _at(budget: Budget, frames: int) -> list[Pair]:
-    return [pair for pair in budget.pairs if pair.frames == frames]
+def _at(result: FitResult, frames: int) -> list[Pair]:
+    return [pair for pair in result.pairs if pair.frames == frames]
 
 
 def _left(made: Estimate) -> Text:
@@ -175,7 +175,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _name(comparison: Comparison) -> str:
+def _name(comparison: MeasuredEstimate) -> str:
     return "pruned" if comparison.pruned else "unpruned"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunevid.calibration.quantize.recipes import KV_CACHES, RECIPES
+from prunevid.config import SETTINGS
 from prunevid.console.values import number, path, whole
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
@@ -207,7 +207,7 @@ def _grid(searched: list[str]) -> Grid:
     """The values to try, of ``SETTING=X,Y,...``."""
     from prunevid.calibration.tuning.search import Grid
 
-    known = [field.name for field in fields(Grid)]
+    known = [name for name, setting in SETTINGS.items() if isinstance(setting.search, tuple)]
     values: dict[str, tuple[float, ...]] = {}
     for text in searched:
         name, _, listed = text.partition("=")
@@ -218,7 +218,7 @@ def _grid(searched: list[str]) -> Grid:
             values[name] = tuple(dict.fromkeys(number(value.strip()) for value in listed.split(",")))
         except argparse.ArgumentTypeError as error:
             raise PruneVidError(f"--search {text}: {error}") from error
-    return Grid(**values)
+    return Grid(values)
 
 
 def report_tuned(made: Tuned) -> str:

@@ -115,7 +115,13 @@ def test_what_calibrates_and_tunes_runs_no_empty_batch(
 ) -> None:
     asked = read_questions(questions)
     made = calibrate(demo_bundle, asked, tmp_path / "int8", Settings("cpu-int8", min_agreement=0.0, kv_cache="int8"))
-    budget = TuneSettings(Budget(max_tokens=0.9), Grid((0.25,), (0.8,), (0.25,), (0.1, 0.4)), least_held_out=0.0)
+    budget = TuneSettings(
+        Budget(max_tokens=0.9),
+        Grid(
+            {"segment_ratio": (0.25,), "static_threshold": (0.8,), "cluster_ratio": (0.25,), "keep_ratio": (0.1, 0.4)}
+        ),
+        least_held_out=0.0,
+    )
     tuned = tune([made.bundle.path], asked, tmp_path / "tuned", budget)
     # A graph without weights goes along as it is.
     assert (tuned.bundle.path / "merge.onnx").read_bytes() == (demo_bundle / "merge.onnx").read_bytes()

@@ -49,7 +49,7 @@ def test_budgets(limits: dict[str, float], sentence: str) -> None:
 
 def test_a_search_without_values() -> None:
     with pytest.raises(PruneVidError, match="there must be a value to try of keep_ratio"):
-        Grid(keep_ratio=())
+        Grid({"keep_ratio": ()})
 
 
 @pytest.mark.parametrize("stop", ["a text", ("",), (3,)])

@@ -39,7 +39,9 @@ from prunevid.runtime.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 VIDEOS, PER_VIDEO = 8, 3
-GRID = Grid((0.25,), (0.8, 0.9), (0.25, 0.5), (0.1, 0.4))
+GRID = Grid(
+    {"segment_ratio": (0.25,), "static_threshold": (0.8, 0.9), "cluster_ratio": (0.25, 0.5), "keep_ratio": (0.1, 0.4)}
+)
 SHORT = SamplingConfig(max_new_tokens=16)
 
 points = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 5)), max_size=12)
@@ -173,7 +175,11 @@ def test_a_quantized_bundle_is_tuned_as_it_is(demo_bundle: Path, questions: Path
     """Against itself unpruned, in int8 with its KV cache."""
     videos, settings = read_questions(questions), Settings("cpu-int8", min_agreement=0.5, kv_cache="int8")
     source = calibrate(demo_bundle, videos, tmp_path / "int8", settings).bundle
-    budget = TuneSettings(Budget(max_tokens=0.1), Grid((0.25,), (0.8,), (0.25,), (0.1, 0.4)), least_held_out=0.5)
+    budget = TuneSettings(
+        Budget(max_tokens=0.1),
+        Grid({**GRID.instead, "static_threshold": (0.8,), "cluster_ratio": (0.25,)}),
+        least_held_out=0.5,
+    )
     made = tune([source.path], videos, tmp_path / "out", budget)
     assert made.bundle.manifest.quantization == source.manifest.quantization
     assert made.bundle.manifest.prune == made.chosen.candidate.prune != source.manifest.prune

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunevid.calibration.tuning.search import Found
 from prunevid.calibration.tuning.trials import Candidate, Outcome
+from prunevid.config import SETTINGS
 from prunevid.errors import PruneVidError
 
 
@@ -88,10 +89,8 @@ def describe(candidate: Candidate) -> str:
     prune = candidate.prune
     if prune.is_disabled:
         return "no pruning"
-    return (
-        f"segment_ratio {prune.segment_ratio:g}, static_threshold {prune.static_threshold:g}, cluster_ratio "
-        f"{prune.cluster_ratio:g}, keep_ratio {prune.keep_ratio:g}, prune_layer {prune.prune_layer}"
-    )
+    searched = (name for name in prune.own_settings if SETTINGS[name].search)
+    return ", ".join(f"{name} {getattr(prune, name):g}" for name in searched)
 
 
 def figures(outcome: Outcome, ttft_ms: float | None) -> str:

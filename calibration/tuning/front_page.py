@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from prunevid.calibration.tuning.front_chart import draw_svg
+from prunevid.config import SETTINGS
 from prunevid.runtime.look import units
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -23,7 +24,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("llm_flops", "language model", units.flops),
     ("ttft_ms", "first token", lambda value: units.seconds(value / 1000)),
 )
-_SETTINGS = ("segment_ratio", "static_threshold", "cluster_ratio", "keep_ratio", "prune_layer")
+_SEARCHED = tuple(name for name, setting in SETTINGS.items() if setting.search)
 
 
 def draw_page(data: Mapping[str, Any]) -> str:
@@ -42,7 +43,7 @@ def draw_page(data: Mapping[str, Any]) -> str:
         budget={name: value for name, value in data["budget"].items() if value is not None},
         machine=data["machine"],
         tried=len(settings),
-        names=_SETTINGS,
+        names=_SEARCHED,
         columns=[title for _, title, _ in _COLUMNS],
         rows=[
             {

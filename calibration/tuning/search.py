@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from prunevid.bundle import Bundle
 from prunevid.calibration.progress import Progress
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.tuning.pareto import clearly_worse, front, layers
-from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials, disabled
+from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials
+from prunevid.config import SETTINGS, PruneConfig
 from prunevid.errors import PruneVidError
 
 _ROUNDS = 4
@@ -23,17 +25,27 @@ _FEWEST_SETTINGS = 16
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that are tried of each setting, in all combinations."""
+    """The values that are tried of each setting, in all combinations.
 
-    segment_ratio: tuple[float, ...] = (0.125, 0.25, 0.5)
-    static_threshold: tuple[float, ...] = (0.7, 0.8, 0.9)
-    cluster_ratio: tuple[float, ...] = (0.25, 0.5, 1.0)
-    keep_ratio: tuple[float, ...] = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
+    Attributes:
+        instead: by the setting's name, the values to try instead of those that are declared with it.
+
+    Raises:
+        PruneVidError: when there is no value to try of a setting.
+    """
+
+    instead: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not getattr(self, field.name):
-                raise PruneVidError(f"there must be a value to try of {field.name}")
+        for name, values in self.instead.items():
+            if not values:
+                raise PruneVidError(f"there must be a value to try of {name}")
+
+    def of(self, prune: PruneConfig) -> dict[str, tuple[float, ...]]:
+        """The values to try in a bundle of such settings, by the settings that its merge method has."""
+        searched = {name: SETTINGS[name].search for name in prune.own_settings}
+        declared = {name: values for name, values in searched.items() if isinstance(values, tuple)}
+        return {**declared, **self.instead}
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,12 @@ def candidates(bundles: Sequence[Bundle], grid: Grid) -> list[Candidate]:
         PruneVidError: A value is out of range.
     """
     found = [Candidate(index, bundle.manifest.prune) for index, bundle in enumerate(bundles)]
-    found.append(Candidate(0, disabled(bundles[0].manifest.prune)))
-    names = [field.name for field in fields(grid)]
+    found.append(Candidate(0, bundles[0].manifest.prune.turned_off()))
     for index, bundle in enumerate(bundles):
-        for values in product(*(getattr(grid, name) for name in names)):
-            prune = replace(bundle.manifest.prune, **dict(zip(names, values, strict=True)))
+        tried = grid.of(bundle.manifest.prune)
+        for values in product(*tried.values()):
+            chosen: dict[str, Any] = dict(zip(tried, values, strict=True))
+            prune = replace(bundle.manifest.prune, **chosen)
             if not prune.is_disabled:
                 found.append(Candidate(index, prune))
     return list(dict.fromkeys(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from prunevid.bundle import Bundle
 from prunevid.calibration.judge import divergence, normal
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace, save_array
-from prunevid.config import PruneConfig
+from prunevid.config import SETTINGS, PruneConfig
 from prunevid.cost import TokenCounts, prefill_cost
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.pipeline import Pipeline, load
@@ -34,13 +34,13 @@ class Candidate:
     @property
     def name(self) -> str:
         """What tells it from all others."""
-        p = self.prune
-        return f"{self.bundle}:{p.segment_ratio!r}:{p.static_threshold!r}:{p.cluster_ratio!r}:{p.keep_ratio!r}"
+        searched = (name for name, setting in SETTINGS.items() if isinstance(setting.search, tuple))
+        return ":".join((str(self.bundle), *(repr(getattr(self.prune, name)) for name in searched)))
 
     @property
     def merging(self) -> PruneConfig:
         """The settings on which merging depends; the same for all keep_ratios."""
-        return replace(self.prune, keep_ratio=1.0)
+        return self.prune.merging()
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Trials:
             logits.append(stream.first_logits)
         save_array(self._logits_file(name), np.array(logits, np.float32))
         prune = self.bundles[0].manifest.prune
-        self._workspace.record(self._unpruned(name), self._result(answers, [0.0] * len(answers), disabled(prune)))
+        self._workspace.record(self._unpruned(name), self._result(answers, [0.0] * len(answers), prune.turned_off()))
 
     def _ask(self, candidates: Sequence[Candidate], name: str, video: AskedVideo) -> None:
         known = [c for c in candidates if self._step(c, name) in self._workspace]
@@ -248,11 +248,3 @@ def stream_each(
     scored = session.score(question)
     for keep_ratio in keep_ratios:
         yield scored.stream(sampling, keep_ratio=keep_ratio)
-
-
-def disabled(prune: PruneConfig) -> PruneConfig:
-    """No pruning, with all that these settings do not need for it left as it is in ``prune``."""
-    off = PruneConfig.disabled()
-    return replace(
-        prune, static_threshold=off.static_threshold, cluster_ratio=off.cluster_ratio, keep_ratio=off.keep_ratio
-    )

@@ -22,8 +22,9 @@ from prunevid.calibration.tuning.budget import Budget, choose, describe, figures
 from prunevid.calibration.tuning.latency import measure_ttft
 from prunevid.calibration.tuning.pareto import front, interval
 from prunevid.calibration.tuning.search import Found, Grid, candidates, largest_effort, search
-from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials, disabled
+from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials
 from prunevid.calibration.workspace import Workspace, only_here
+from prunevid.config import SETTINGS
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.machine import describe as describe_machine
@@ -33,7 +34,6 @@ from prunevid.runtime.text.sampling import SamplingConfig
 _MAY_DIFFER = frozenset(
     {"created_by", "prune", "graphs", "files", "engines", "rtx_engines", "quantization", "tuning", "cache"}
 )
-_SAME_PRUNE = ("neighbours", "min_cluster_tokens", "selection")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _tune(
     trials = Trials(bundles, workspace, sampling, settings.threads, progress.advance)
     try:
         found = _search(trials, wanted, parts.calibration, progress)
-        off = Candidate(0, disabled(bundles[0].manifest.prune))
+        off = Candidate(0, bundles[0].manifest.prune.turned_off())
         present = Candidate(0, bundles[0].manifest.prune)
         timed = list(dict.fromkeys((*found.on_tokens, *found.on_flops, present, off)))
         progress.step(f"measuring the time to the first token of {len(timed)} settings", 0)
@@ -217,8 +217,8 @@ def _difference(first: Bundle, other: Bundle) -> str | None:
     for entry in fields(Manifest):
         if entry.name not in _MAY_DIFFER and getattr(a, entry.name) != getattr(b, entry.name):
             return f"their {entry.name}"
-    for name in _SAME_PRUNE:
-        if getattr(a.prune, name) != getattr(b.prune, name):
+    for name, setting in SETTINGS.items():
+        if setting.search is None and getattr(a.prune, name) != getattr(b.prune, name):
             return f"their {name}"
     recipes = [(m.quantization and m.quantization.recipe, m.cache) for m in (a, b)]
     if recipes[0] != recipes[1]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import perf_counter
 
@@ -254,7 +254,7 @@ def _stages(answer: Answer) -> dict[str, float]:
 def _facts(plan: _Plan, answer: Answer, video: VideoTokens, manifest: Manifest) -> Measured:
     model, counts = manifest.model, answer.token_counts
     frames = counts.visual // model.tokens_per_frame
-    prune = plan.prune or replace(PruneConfig.disabled(), prune_layer=manifest.prune.prune_layer)
+    prune = plan.prune or manifest.prune.turned_off()
     return Measured(
         prune=plan.prune,
         frames=frames,

@@ -6,23 +6,21 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from prunevid.config import PruneConfig
+from prunevid.config import SETTINGS
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, check_output
 from prunevid.runtime.profile.records import ProfileResult, Summary, Variant
 
 __all__ = ["check_outputs", "to_csv", "to_json"]
 
-_SETTINGS = tuple(field.name for field in fields(PruneConfig))
 _STATISTICS = ("n", "median_s", "p90_s", "p99_s")
 _OF_STAGES = ("tokens_in", "tokens_out", "flops", "gflops_per_s")
 _OF_DECODING = ("tokens_per_s", "flops", "gflops_per_s")
 _FIGURES = ("ratio", *_OF_STAGES, "tokens_per_s", "kv_bytes")
-_COLUMNS = ("variant", "frames", *_SETTINGS, "measure", *_STATISTICS, *_FIGURES)
+_COLUMNS = ("variant", "frames", *SETTINGS, "measure", *_STATISTICS, *_FIGURES)
 
 
 def check_outputs(paths: Sequence[str], video: str, bundle: str) -> None:

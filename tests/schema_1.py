@@ -21,7 +21,7 @@ def as_schema_1(source: Path, folder: Path) -> Path:
 
 def _back(data: dict[str, Any]) -> None:
     data["schema_version"] = 1
-    del data["blocks"]
+    del data["blocks"], data["prune"]["method"]
     cache = data.pop("cache")
     for name in ("tied", "projection_bias", "query_key_norm"):
         del data["model"][name]

@@ -99,8 +99,13 @@ def _blocks(old: _Old) -> None:
     _add(old.data, "blocks", {"frames": 4, "rows": 512})
 
 
+def _merge_method(old: _Old) -> None:
+    """1 to 2: there was one merge method."""
+    _add(old.section("prune"), "method", "prunevid", "prune")
+
+
 _STEPS: dict[int, tuple[Callable[[_Old], None], ...]] = {
-    1: (_files_of_weights, _decoder_facts, _cache, _blocks),
+    1: (_files_of_weights, _decoder_facts, _cache, _blocks, _merge_method),
 }
 """By the schema that they start from, what leads to the next one, in order."""
 

@@ -94,11 +94,19 @@ def test_a_weight_outside_the_listed_files_is_refused(copy: Path, graph: str, lo
 
 def test_a_weight_in_the_bundles_own_file_is_not_refused(copy: Path) -> None:
     edit_graph(copy, "select", add_initializer(external_tensor("unused", "embeddings.bin", 16, 8)))
+    edit_manifest(copy, lambda data: data["graphs"]["select"]["files"].append("embeddings.bin"))
     open_bundle(copy)
+
+
+def test_weights_elsewhere_than_the_manifest_has_them_are_refused(copy: Path) -> None:
+    edit_graph(copy, "select", add_initializer(external_tensor("unused", "embeddings.bin", 16, 8)))
+    refused(copy, "cannot load .*select.onnx, since its weights are not in the files that the manifest has for them")
 
 
 def test_weights_that_the_manifest_does_not_list_are_refused(copy: Path) -> None:
     edit_manifest(copy, lambda data: data["files"].pop("llm_pre.onnx.data"))
+    assert "llm_pre.onnx.data" in refused(copy, "is not in its files")
+    edit_manifest(copy, lambda data: data["graphs"]["llm_pre"].update(files=[]))
     assert "llm_pre.onnx.data" in refused(copy, "is not in the manifest's files")
 
 

@@ -125,10 +125,10 @@ NAMES = {
 
 def _transformers(pipeline: Pipeline) -> Variant:
     import torch
-    from transformers import LlavaOnevisionForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     # The checkpoint is stored in fp16; both sides compute in fp32.
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint_of_demo(), dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint_of_demo(), dtype=torch.float32).eval()
     video_id = model.config.video_token_id
 
     def answer(video: Video) -> tuple[list[str], list[int]]:

@@ -118,12 +118,11 @@ class Transformers:
     def __init__(self, bundle: str, frames: int, threads: int) -> None:
         import onnx_ir as ir
         import torch
-        from transformers import LlavaOnevisionForConditionalGeneration
 
         from prunevid.bundle import open_bundle
         from prunevid.export.catalog import shipped_config
         from prunevid.export.checkpoint.weights import RandomWeights
-        from prunevid.export.families import llava_onevision
+        from prunevid.export.families import family_of
         from prunevid.models import known_model
         from prunevid.text.chat import ChatPrompt
 
@@ -132,12 +131,13 @@ class Transformers:
         opened = open_bundle(bundle, verify=False)
         self.preprocessing, self.prune = opened.manifest.preprocessing, opened.manifest.prune
         self.ids = ChatPrompt.of(opened).encode(QUESTION)
-        config = llava_onevision.parse_config(shipped_config(known_model(opened.manifest.model.name)), "shipped")
+        shipped = shipped_config(known_model(opened.manifest.model.name))
+        family = family_of(shipped, "shipped")
+        config = family.parse_config(shipped, "shipped")
         config._attn_implementation = "sdpa"
-        shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
+        model = family.empty_model(config)
+        shapes = family.NAMES.shapes(model)
         weights = RandomWeights(ir.DataType.FLOAT, shapes)
-        with torch.device("meta"):
-            model = LlavaOnevisionForConditionalGeneration(config)
         model.to_empty(device="cpu")
         model.tie_weights()
         for name, parameter in model.named_parameters():

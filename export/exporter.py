@@ -43,7 +43,7 @@ from prunevid.export.graphs.merge import FeatureShape, build_merge
 from prunevid.export.graphs.select import build_select
 from prunevid.export.graphs.vision import build_vision_merge
 from prunevid.export.lint.unsupported import check_graphs
-from prunevid.export.processor_files import default_preprocessing, read_preprocessing
+from prunevid.export.processor_files import read_preprocessing
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
 from prunevid.export.settings import PRECISIONS, Progress
 from prunevid.models import KnownModel, known_model
@@ -93,7 +93,7 @@ def export(
 ) -> Bundle:
     """Export a video language model as a bundle of ONNX graphs.
 
-    model: ``llava-ov``, ``llava-ov-0.5b``, ``llava-ov-72b`` or ``demo``. checkpoint: folder or hub repository, by
+    model: a name of `prunevid.models.KNOWN`. checkpoint: folder or hub repository, by
     default the model's own; ``random_weights`` needs none, and gives the real architecture for measuring latency.
     dialect: ``ort`` or ``portable``; precision: ``fp32`` or ``fp16``. frames: how many a run shows by default (the
     graphs take any number). prune: the settings, or a function from the number of layers to them; by default the
@@ -229,13 +229,14 @@ def _write(
 
 
 def _read_inputs(source: _Source, dtype: ir.DataType) -> _Inputs:
-    family, config, size = source.family, source.config, source.config.vision_config.image_size
+    family, config = source.family, source.config
+    size, patches = config.vision_config.image_size, family.vision_shape(config).patches
     names, empty = family.NAMES, family.empty_model(config)
     shapes = names.shapes(empty)
     if source.checkpoint is None:
-        return _Inputs(empty, RandomWeights(dtype, shapes), is_tied(config), None, default_preprocessing(size))
-    prompt = read_prompt(source.checkpoint, config)
-    preprocessing = read_preprocessing(source.checkpoint, size, family.vision_shape(config).patches)
+        return _Inputs(empty, RandomWeights(dtype, shapes), is_tied(config), None, family.PROCESSOR.usual(size))
+    prompt = read_prompt(source.checkpoint, config, family.placeholder(config))
+    preprocessing = read_preprocessing(source.checkpoint, family.PROCESSOR, size, patches)
     head = {names.head: shapes[names.embeddings]}
     weights = SafetensorsWeights(source.checkpoint, dtype, shapes, names.renames, head)
     weights.refuse_unused(names.unused)

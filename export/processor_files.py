@@ -1,7 +1,6 @@
 """The pixel side of a checkpoint: what its processor files ask for, of which every key is obeyed or refused by name.
 
-Which file wins, and what a missing key means, is as transformers has it (``BaseVideoProcessor`` and the class
-``LlavaOnevisionVideoProcessor``, whose own mean and standard deviation are CLIP's).
+Which file wins, and what a missing key means, is as transformers has it; a family's ``ProcessorFormat`` says it.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ from prunevid.export.checkpoint.schema import (
     text,
     whole,
 )
+from prunevid.export.families.family import ProcessorFormat
 from prunevid.validation import Rule, is_number
 
 _NESTED = "processor_config.json"
-_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
-# What the class assumes for a key that is missing.
-_CLASS_SIZE = 384
+# What the classes assume for a key that is missing.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # PIL's numbers; transformers' torch processors do the other filters in another way, or not at all.
@@ -84,20 +82,19 @@ _SECTION = Section(
     },
     closed=True,
 )
-# Processors of other models, whose classes have other defaults and other steps.
-_OURS = ("LlavaOnevision", "Siglip", "CLIP")
 
 
-def read_preprocessing(checkpoint: Path, size: int, patches: int) -> Preprocessing:
+def read_preprocessing(checkpoint: Path, processor: ProcessorFormat, size: int, patches: int) -> Preprocessing:
     """Preprocessing as the checkpoint's processor files have it.
 
-    size: side of the frames that the vision tower takes, in pixels; patches: how many it cuts them into. Raises
-    PruneVidError where there is no such file, or where it asks for something else than the runtime does.
+    processor: which files those are, and what their classes assume. size: side of the frames that the vision tower
+    takes, in pixels; patches: how many it cuts them into. Raises PruneVidError where there is no such file, or where it
+    asks for something else than the runtime does.
     """
-    data, where = _find(checkpoint, patches)
+    data, where = _find(checkpoint, processor, patches)
     known = conform(data, _SECTION, where)
-    _check_class(known, where)
-    _check_size(known, size, where)
+    _check_class(known, processor, where)
+    _check_size(known, processor, size, where)
     # To transformers, a step that is null is one not to take, and a value that is null is none at all.
     mean, std, rescale = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0
     if known.get("do_normalize", True):
@@ -112,40 +109,35 @@ def read_preprocessing(checkpoint: Path, size: int, patches: int) -> Preprocessi
     return Preprocessing(size, mean, std, float(rescale), _RESAMPLING[known.get("resample", 3)])
 
 
-def default_preprocessing(size: int) -> Preprocessing:
-    """SigLIP's preprocessing: bicubic to a square, then to the range -1 to 1."""
-    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255, "bicubic")
-
-
-def _find(checkpoint: Path, patches: int) -> tuple[dict[str, Any], str]:
+def _find(checkpoint: Path, processor: ProcessorFormat, patches: int) -> tuple[dict[str, Any], str]:
     """What the file that wins says, and where that is."""
     if nested := find_file(checkpoint, _NESTED):
         data = read_json(nested)
         counted = data.get("num_image_tokens")
         if counted is not None and counted != patches:
             raise refuse(str(nested), "num_image_tokens", counted, f"{patches}, the patches that config.json describes")
-        if (section := data.get("video_processor")) is not None:
+        if (section := data.get(processor.section)) is not None:
             if not isinstance(section, dict):
-                raise refuse(str(nested), "video_processor", section, "an object")
-            return section, f"{nested}: video_processor"
-    for name in _FILES:
+                raise refuse(str(nested), processor.section, section, "an object")
+            return section, f"{nested}: {processor.section}"
+    for name in processor.files:
         if file := find_file(checkpoint, name):
             return read_json(file), str(file)
     raise PruneVidError(
         f"the checkpoint {checkpoint} says nowhere how frames become pixel values: save its processor there "
-        f"({_FILES[0]})"
+        f"({processor.files[0]})"
     )
 
 
-def _check_class(known: dict[str, Any], where: str) -> None:
+def _check_class(known: dict[str, Any], processor: ProcessorFormat, where: str) -> None:
     key = "video_processor_type" if known.get("video_processor_type") is not None else "image_processor_type"
     name = known.get(key)
-    if name is not None and not (text(200).fits(name) and name.startswith(_OURS)):
-        raise refuse(where, key, name, "a processor of LLaVA-OneVision: others take further steps")
+    if name is not None and not (text(200).fits(name) and name.startswith(processor.classes)):
+        raise refuse(where, key, name, f"a processor of {processor.called}: others take further steps")
 
 
-def _check_size(known: dict[str, Any], size: int, where: str) -> None:
-    sides = known.get("size", {"height": _CLASS_SIZE, "width": _CLASS_SIZE})
+def _check_size(known: dict[str, Any], processor: ProcessorFormat, size: int, where: str) -> None:
+    sides = known.get("size", processor.size)
     if is_number(sides):
         sides = dict.fromkeys(("height", "width") if known.get("default_to_square") else ("shortest_edge",), sides)
     for key, value in sides.items():

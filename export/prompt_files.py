@@ -46,11 +46,12 @@ class CheckpointPrompt:
         return self.spec
 
 
-def read_prompt(checkpoint: Path, config: Any) -> CheckpointPrompt:
+def read_prompt(checkpoint: Path, config: Any, placeholder: int) -> CheckpointPrompt:
     """The text side of a checkpoint, found to be usable.
 
-    Raises PruneVidError where a file is missing or damaged, where tokenizer and config disagree, and where the
-    template cannot be rendered with a video and a question behind it.
+    placeholder: the number of the token that stands for the video. Raises PruneVidError where a file is missing or
+    damaged, where tokenizer and config disagree, and where the template cannot be rendered with a video and a question
+    behind it.
     """
     tokenizer = find_file(checkpoint, TOKENIZER)
     if not tokenizer:
@@ -71,11 +72,9 @@ def read_prompt(checkpoint: Path, config: Any) -> CheckpointPrompt:
             f"{tokenizer}: the token {text_of_last[:80]!r} has the number {last}, and text_config.vocab_size has "
             f"{rows} rows: the tokenizer is of another model"
         )
-    video_token = tokens.id_to_token(config.video_token_id)
+    video_token = tokens.id_to_token(placeholder)
     if video_token is None:
-        raise PruneVidError(
-            f"the tokenizer of {checkpoint} has no token {config.video_token_id}, the config's video token"
-        )
+        raise PruneVidError(f"the tokenizer of {checkpoint} has no token {placeholder}, the config's video token")
     for token in eos_ids:
         if tokens.id_to_token(token) is None:
             raise PruneVidError(

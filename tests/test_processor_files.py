@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from prunevid import PruneVidError
+from prunevid.export.families.llava_onevision import PROCESSOR
 from prunevid.export.processor_files import read_preprocessing
 from prunevid.runtime.video.pixel_values import preprocess
 
@@ -86,7 +87,7 @@ def test_pixels_are_those_of_the_pillow_processor(tmp_path: Path, name: str) -> 
     theirs = SiglipImageProcessorPil(**settings)(
         list(frames()), return_tensors="np", input_data_format="channels_last"
     )["pixel_values"]
-    ours = preprocess(frames(), read_preprocessing(write(tmp_path, files), SIZE, PATCHES))
+    ours = preprocess(frames(), read_preprocessing(write(tmp_path, files), PROCESSOR, SIZE, PATCHES))
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -103,7 +104,7 @@ def test_pixels_are_those_of_the_video_processor_of_the_folder(
     assert type(processor).__name__ == "LlavaOnevisionVideoProcessor"
     video = torch.from_numpy(frames()).permute(0, 3, 1, 2)
     theirs = processor([video], return_tensors="pt")["pixel_values_videos"][0].numpy()
-    settings = read_preprocessing(folder, SIZE, PATCHES)
+    settings = read_preprocessing(folder, PROCESSOR, SIZE, PATCHES)
     # In levels of 8 bits: resampling in torch and in Pillow round differently by one, rarely two.
     mean, std = (np.array(values)[:, None, None] for values in (settings.mean, settings.std))
     ours, theirs = ((pixels * std + mean) / settings.rescale for pixels in (preprocess(frames(), settings), theirs))
@@ -162,6 +163,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_obeyed_is_refused_by_name(tmp_path: Path, name: str) -> None:
     files, message = REFUSED[name]
     with pytest.raises(PruneVidError, match=message) as error:
-        read_preprocessing(write(tmp_path, files), SIZE, PATCHES)
+        read_preprocessing(write(tmp_path, files), PROCESSOR, SIZE, PATCHES)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)

@@ -55,7 +55,8 @@ def write(folder: Path, name: str, content: Any) -> None:
 
 def read(folder: Path) -> CheckpointPrompt:
     path = folder / "config.json"
-    return read_prompt(folder, llava_onevision.parse_config(read_json(path), str(path)))
+    config = llava_onevision.parse_config(read_json(path), str(path))
+    return read_prompt(folder, config, llava_onevision.placeholder(config))
 
 
 def refused(folder: Path, message: str) -> str:

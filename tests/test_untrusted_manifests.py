@@ -84,7 +84,7 @@ RECORD = {"size": 1, "sha256": "0" * 64}
         ("least_onnxruntime", "newest"),
         ("least_onnxruntime", "1"),
         ("least_onnxruntime", "1." + "9" * 4000),
-        ("model.family", "pllava"),
+        ("model.family", ""),
         ("model.name", ""),
         ("model.name", "x\n\x1b]0;title\x07"),
         ("model.tokens_per_frame", 24),

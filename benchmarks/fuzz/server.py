@@ -24,6 +24,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from prunevid.models import KNOWN
+
 CPU_LIMIT_S = 90
 WALL_LIMIT_S = 240
 # Above what is allowed (verdict.py), so that the figure is known; below what would harm others on the machine.
@@ -33,7 +35,8 @@ _FILE_LIMIT = 1 << 30
 _LOOK_EVERY_S = 0.05
 
 _LIGHT = ("numpy", "onnxruntime", "av", "PIL.Image", "tokenizers", "jinja2.sandbox", "rich.console", "rich.table")
-_HEAVY = ("torch", "transformers.models.llava_onevision", "onnx_ir", "onnxscript", "onnx")
+_FAMILIES = sorted({f"transformers.models.{model.family}" for model in KNOWN.values()})
+_HEAVY = ("torch", *_FAMILIES, "onnx_ir", "onnxscript", "onnx")
 
 
 def main() -> None:

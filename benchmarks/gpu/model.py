@@ -1,4 +1,4 @@
-"""LLaVA-OneVision with random weights on a device, answering with and without pruning, driven without generate()."""
+"""A known model with random weights on a device, answering with and without pruning, driven without generate()."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, DynamicCache
 
 from benchmarks.gpu import launch
 from benchmarks.gpu.merging import Merged, Merger
@@ -39,14 +39,15 @@ class Outcome:
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The model of a shipped config (``export/models``) with random weights, sdpa attention."""
-    config = LlavaOnevisionConfig.from_dict(json.loads((MODELS / f"{name}.json").read_text()))
+    data = json.loads((MODELS / f"{name}.json").read_text())
+    config = CONFIG_MAPPING[data["model_type"]].from_dict(data)
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     standard = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with device:
-            return LlavaOnevisionForConditionalGeneration(config).eval()
+            return AutoModelForImageTextToText.from_config(config).eval()
     finally:
         torch.set_default_dtype(standard)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.cost import VisionShape
 from prunevid.export.graphs.decoder import DecoderSpec
 from prunevid.export.graphs.vision import VisionSpec
@@ -50,12 +51,37 @@ class ChatFormat:
     end: str
 
 
+@dataclass(frozen=True)
+class ProcessorFormat:
+    """How a checkpoint of the family says what frames become, and what the class that reads it in transformers assumes.
+
+    called: the family, as messages call it. section: the key of ``processor_config.json`` whose object wins. files:
+    the files that are read where it has none, the first one wins. classes: how the names of the classes that read them
+    begin; others take further steps. size, crop: what the class assumes for ``size`` and for the side that is cropped,
+    None where it does not crop. mean, std: what published checkpoints say, for bundles without one; the classes assume
+    CLIP's, and bicubic resampling.
+    """
+
+    called: str
+    section: str
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    size: Mapping[str, int]
+    crop: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def usual(self, side: int) -> Preprocessing:
+        """What published checkpoints make of frames, for a tower that takes squares of ``side`` pixels."""
+        return Preprocessing(side, self.mean, self.std)
+
+
 class Family(Protocol):
     """A model family."""
 
     @property
     def FAMILY(self) -> str:
-        """Its name in manifests; a release runs those in ``prunevid.bundle.manifest.FAMILIES``."""
+        """Its name, as manifests have it."""
         ...
 
     @property
@@ -66,6 +92,11 @@ class Family(Protocol):
     @property
     def CHAT(self) -> ChatFormat:
         """Its chat format."""
+        ...
+
+    @property
+    def PROCESSOR(self) -> ProcessorFormat:
+        """Its preprocessing."""
         ...
 
     def recognizes(self, data: Mapping[str, Any]) -> bool:
@@ -81,6 +112,10 @@ class Family(Protocol):
 
     def empty_model(self, config: Any) -> Any:
         """The transformers model on the meta device: all names and shapes, no memory."""
+        ...
+
+    def placeholder(self, config: Any) -> int:
+        """The number of the token that stands for the video in a prompt."""
         ...
 
     def vision_spec(self, config: Any, model: Any, dtype: ir.DataType, attention: str) -> VisionSpec:

@@ -113,7 +113,8 @@ def _prompt_rows(plan: Plan) -> int:
 
     bundle = open_bundle(plan.bundle, verify=False)
     ids = ChatPrompt.of(bundle).encode(QUESTION)
-    return len(ids.prefix) + plan.frames * bundle.manifest.model.tokens_per_frame + len(ids.suffix) + 1
+    layout = bundle.manifest.token_layout
+    return len(ids.prefix) + layout.visual(plan.frames) + len(layout.after_video) + len(ids.suffix)
 
 
 def _vocabulary(bundle: str) -> int:

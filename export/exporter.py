@@ -172,7 +172,8 @@ def _write(
     vision = family.vision_spec(config, inputs.empty, dtype, dialect.tower_attention)
     shape, float_type = decoder.shape, str(np.dtype(dtype.numpy()))
 
-    table = [weights.tensor(family.NAMES.embeddings), _row(weights.tensor(family.NAMES.behind_video))]
+    learned = map(weights.tensor, family.NAMES.learned_rows)
+    table = [weights.tensor(family.NAMES.embeddings), *map(_row, learned)]
     head: ir.TensorProtocol = weights.tensor(decoder.head)
     if inputs.tied:
         head = writer.table_rows(folder / _EMBEDDINGS, shape.vocab_size, shape.hidden_size, dtype, decoder.head)
@@ -201,7 +202,6 @@ def _write(
             name=source.model.name,
             family=family.FAMILY,
             random_weights=source.checkpoint is None,
-            tokens_per_frame=vision.tokens_per_frame,
             decoder=shape,
             tied=inputs.tied,
             projection_bias=decoder.projection_bias,
@@ -212,15 +212,15 @@ def _write(
         precision=precision,
         frames=frames,
         prune=prune,
+        token_layout=family.token_layout(config),
         cache=KvCacheSpec(DIALECTS[dialect_name].cache_layout, float_type),
         blocks=DEFAULT_BLOCKS,
         graphs=graphs,
         embeddings=EmbeddingSpec(
             _EMBEDDINGS,
             float_type,
-            shape.vocab_size + 1,
+            shape.vocab_size + len(family.NAMES.learned_rows),
             shape.hidden_size,
-            shape.vocab_size,
         ),
         prompt=prompt,
         preprocessing=inputs.preprocessing,
@@ -244,10 +244,10 @@ def _read_inputs(source: _Source, dtype: ir.DataType) -> _Inputs:
 
 
 def _row(vector: StreamedTensor) -> StreamedTensor:
-    """The vector behind the video as one more row of the embedding table: the runtime looks it up like a token."""
+    """A learned vector as one more row of the embedding table: the runtime looks it up like a token."""
     (columns,) = vector.shape.numpy()
     return StreamedTensor(
-        "image_newline", lambda start, stop: vector.numpy().reshape(1, columns), (1, columns), vector.dtype, False
+        str(vector.name), lambda start, stop: vector.numpy().reshape(1, columns), (1, columns), vector.dtype, False
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS, Blocks
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.cost import DecoderShape, VisionShape
 from prunevid.errors import InvalidValueError
 
@@ -24,7 +25,7 @@ class ModelShape:
         decoder: the language model.
         vision: the vision tower, counting the layers that are run.
         image_size: side of the square that frames are resized to, in pixels.
-        tokens_per_frame: visual tokens of a frame, as projector and pooling leave them.
+        layout: visual tokens of a frame, as projector and pooling leave them, and what stands among them.
         tied: whether the output matrix is the embedding table, and thus takes no memory of its own.
         projection_bias: whether the projections to queries, keys and values have a bias, as Qwen2's do.
         query_key_norm: whether queries and keys are normed, as Qwen3's are.
@@ -41,7 +42,7 @@ class ModelShape:
     decoder: DecoderShape
     vision: VisionShape
     image_size: int
-    tokens_per_frame: int
+    layout: TokenLayout
     tied: bool
     projection_bias: bool
     query_key_norm: bool
@@ -51,7 +52,7 @@ class ModelShape:
     blocks: Blocks = DEFAULT_BLOCKS
 
     def __post_init__(self) -> None:
-        for field in ("image_size", "tokens_per_frame", "max_positions", "frames"):
+        for field in ("image_size", "max_positions", "frames"):
             if getattr(self, field) < 1:
                 raise InvalidValueError(f"ModelShape.{field} must be 1 or more, not {getattr(self, field)}.")
 
@@ -122,7 +123,7 @@ def _llava_onevision(
         decoder=decoder,
         vision=_SIGLIP_SO400M,
         image_size=384,
-        tokens_per_frame=14 * 14,
+        layout=TokenLayout(14 * 14, (14, 14), after_video=(Piece(row=decoder.vocab_size),)),
         tied=tied,
         projection_bias=True,
         query_key_norm=False,
@@ -137,7 +138,7 @@ _DEMO = ModelShape(
     decoder=DecoderShape(7, 128, 256, heads=4, kv_heads=2, head_dim=32, vocab_size=61),
     vision=VisionShape(2, 96, 256, patches=16 * 16, patch_values=3 * 8 * 8),
     image_size=128,
-    tokens_per_frame=8 * 8,
+    layout=TokenLayout(8 * 8, (8, 8), after_video=(Piece(row=61),)),
     tied=False,
     projection_bias=True,
     query_key_norm=False,

@@ -76,11 +76,10 @@ class Chain:
         file = bundle.file(table.file)
         with reading(file):
             self._table = np.memmap(file, self.dtype, "r", shape=(table.rows, table.columns))
-        model, size = self.manifest.model, self.manifest.preprocessing.size
-        channels = model.decoder.hidden_size
+        layout, size, channels = self.manifest.token_layout, self.manifest.preprocessing.size, self._shape.hidden_size
         # What comes from outside, and must be what the graphs take.
         self._pixels = Slot("a video", "pixel_values", np.dtype(np.float32), ("frames", 3, size, size))
-        self._features = Slot("a video", "features", self.dtype, ("frames", model.tokens_per_frame, channels))
+        self._features = Slot("a video", "features", self.dtype, ("frames", layout.tokens_per_frame, channels))
         self._tokens = Slot("a video", "tokens", self.dtype, ("visual", channels))
         self._group = Slot("a video", "group", np.dtype(np.int64), ("visual",))
         self._embeds = Slot("a prompt", "embeds", self.dtype, ("rows", channels))
@@ -104,24 +103,24 @@ class Chain:
         return np.asarray(self._table[rows.astype(np.int64)])
 
     @property
-    def image_newline(self) -> np.ndarray:
-        """The vector [1, C] that stands behind a video."""
-        return self.embed([self.manifest.embeddings.image_newline])
+    def after_video(self) -> np.ndarray:
+        """The rows [n, C] that stand behind a video."""
+        return self.embed([piece.row for piece in self.manifest.token_layout.after_video if piece.row is not None])
 
     def embed_prefix(self, ids: Sequence[int] | np.ndarray, video: VideoTokens) -> Array:
-        """Embeddings [n, C] of all that stands before a question: text, visual tokens, image_newline."""
+        """Embeddings [n, C] of all that stands before a question: text, visual tokens, what stands behind them."""
         tokens = self._tokens.readable(video.tokens)
-        visual = int(tokens.shape[0])
-        embeds = self.memory.empty((len(ids) + visual + 1, self._shape.hidden_size), self.dtype)
+        visual, after = int(tokens.shape[0]), self.after_video
+        embeds = self.memory.empty((len(ids) + visual + len(after), self._shape.hidden_size), self.dtype)
         self.memory.copy(self.embed(ids), embeds[: len(ids)])
         self.memory.copy(tokens, embeds[len(ids) : len(ids) + visual])
-        self.memory.copy(self.image_newline, embeds[len(ids) + visual :])
+        self.memory.copy(after, embeds[len(ids) + visual :])
         return embeds
 
     def new_features(self, frames: int) -> Array:
         """Room for the features of ``frames`` frames, [T, N, C]."""
-        spec = self.manifest.model
-        return self.memory.empty((frames, spec.tokens_per_frame, spec.decoder.hidden_size), self.dtype)
+        shape = (frames, self.manifest.token_layout.tokens_per_frame, self._shape.hidden_size)
+        return self.memory.empty(shape, self.dtype)
 
     def encode(self, pixel_values: np.ndarray, *, into: Array | None = None) -> Array:
         """Features [T, N, C] of pixel values float32 [T, 3, size, size]: tower, projector and pooling.
@@ -179,15 +178,15 @@ class Chain:
 
         Runtimes hold no output against the shape that is declared for it.
         """
-        spec, tokens = self.manifest.model, len(video.group)
+        layout, tokens = self.manifest.token_layout, len(video.group)
         shapes = video.tokens.shape, video.patch_to_token.shape, video.frame_segment.shape
-        wanted = (tokens, spec.decoder.hidden_size), (frames, spec.tokens_per_frame), (frames,)
+        wanted = (tokens, self._shape.hidden_size), (frames, layout.tokens_per_frame), (frames,)
         numbers = (video.group, 2 * frames), (video.patch_to_token, tokens), (video.frame_segment, frames)
         if (
             shapes != wanted
             or any(array.min() < 0 or array.max() >= limit for array, limit in numbers)
             or (np.diff(video.group) < 0).any()
-            or np.bincount(video.group).max() > spec.tokens_per_frame
+            or np.bincount(video.group).max() > layout.tokens_per_frame
         ):
             raise PruneVidError(_NO_MERGE)
 
@@ -321,7 +320,7 @@ class Chain:
         return Selection(outputs["kept"], outputs["kept_hidden"], outputs["kept_position_ids"], kept_cache)
 
     def _settings(self, prune: PruneConfig, frames: int) -> dict[str, np.ndarray]:
-        return prune.graph_values(frames, self.manifest.model.tokens_per_frame)
+        return prune.graph_values(frames, self.manifest.token_layout.tokens_per_frame)
 
 
 def _checked(slot: Slot, frames: Any) -> Any:

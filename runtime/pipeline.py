@@ -19,6 +19,7 @@ from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.runtime.timings import Stopwatch
+from prunevid.runtime.unsupported import check_supported
 from prunevid.runtime.video.frames import SampledFrames
 from prunevid.runtime.video.pixel_values import preprocess, resizer
 from prunevid.runtime.video.sources import read_frames
@@ -64,6 +65,7 @@ def load(
 
 
 def _load(bundle: Bundle, backend: str, threads: int | None) -> Pipeline:
+    check_supported(bundle.manifest)
     # The prompt's process starts while the graphs are loaded.
     with ThreadPoolExecutor(1) as pool:
         prompt = pool.submit(ChatPrompt.of, bundle)

@@ -99,7 +99,7 @@ class VideoSession:
     its next question ends the answer that it has not read to the end, and leaves those of other threads alone.
 
     video: the visual tokens; prune: the pruning settings, None to prune nothing; prefix_rows: rows before the question
-    (text, visual tokens, image_newline).
+    (text, visual tokens, and what the token layout puts behind them).
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class VideoSession:
         # What stands before the video does not depend on the question.
         prefix = prompt.prefix
         self._text_before = len(prefix)
-        rows = len(prefix) + len(video.tokens) + 1
+        self._text_behind = len(chain.after_video)
+        rows = len(prefix) + len(video.tokens) + self._text_behind
         self.prefix_rows = rows
         self._check_length(rows, "the video takes")
         self._pre_cache = chain.new_cache(chain.pre_layers, rows + _QUESTION_ROOM)
@@ -343,13 +344,13 @@ class VideoSession:
         return hidden, scores
 
     def _token_counts(self, kept: int, question_rows: int) -> TokenCounts:
-        """Tokens before and after each stage; image_newline counts as text behind the video."""
+        """Tokens before and after each stage; what the layout puts behind the video counts as text."""
         return TokenCounts(
             visual=self.video.patch_to_token.size,
             merged=len(self.video.tokens),
             kept=kept,
             text_before=self._text_before,
-            text_after=question_rows + 1,
+            text_after=self._text_behind + question_rows,
         )
 
     def _check_length(self, rows: int, what: str) -> None:

@@ -21,7 +21,10 @@ def as_schema_1(source: Path, folder: Path) -> Path:
 
 def _back(data: dict[str, Any]) -> None:
     data["schema_version"] = 1
-    del data["blocks"], data["prune"]["method"]
+    del data["blocks"], data["prune"]["method"], data["prompt"]["question_tokenizer"]
+    layout = data.pop("token_layout")
+    data["model"]["tokens_per_frame"] = layout["tokens_per_frame"]
+    (data["embeddings"]["image_newline"],) = (piece["row"] for piece in layout["after_video"])
     cache = data.pop("cache")
     for name in ("tied", "projection_bias", "query_key_norm"):
         del data["model"][name]

@@ -92,8 +92,8 @@ def chain(request: pytest.FixtureRequest, engines: Bundle, monkeypatch: pytest.M
 
 
 def features_of(chain: Chain) -> Array:
-    model = chain.manifest.model
-    shape = FRAMES, model.tokens_per_frame, model.decoder.hidden_size
+    manifest = chain.manifest
+    shape = FRAMES, manifest.token_layout.tokens_per_frame, manifest.model.decoder.hidden_size
     return structured_features(*shape, seed=3, cuts=(3,)).astype(chain.dtype)
 
 

@@ -137,7 +137,7 @@ def test_the_tensorrt_provider_gets_the_language_model_and_what_its_inputs_may_b
             for least, often, most in zip(smallest[spec.name], usual[spec.name], largest[spec.name], strict=True):
                 assert least <= often <= most
         # A whole video of the bundle's frames fits, with a thousand words.
-        visual = bundle.manifest.frames * bundle.manifest.model.tokens_per_frame
+        visual = bundle.manifest.frames * bundle.manifest.token_layout.tokens_per_frame
         first = next(spec.name for spec in bundle.manifest.graphs[name].inputs if spec.name.startswith("past_key"))
         assert largest[first][1] >= visual + 1000
 

@@ -73,7 +73,7 @@ def test_no_engine_takes_zero_new_frames(bundle: Bundle) -> None:
 
 def test_the_limits_hold_a_question_of_the_whole_video(bundle: Bundle) -> None:
     limits = limits_of(bundle.manifest, frames=8, text=200)
-    tokens = 8 * bundle.manifest.model.tokens_per_frame
+    tokens = 8 * bundle.manifest.token_layout.tokens_per_frame
     assert (limits.visual, limits.rows) == (tokens, tokens + 200)
     for select in profiles_of(bundle.manifest, "select", limits):
         assert select.sizes["visual"].maximum == tokens

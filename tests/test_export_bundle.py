@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from models import CHAT_TEMPLATE, IDS, LAYERS, TINY, VOCABULARY, save_checkpoint
 
 from prunevid import PruneConfig, PruneVidError, __version__
 from prunevid.bundle import SCHEMA_VERSION, Bundle, open_bundle, sha256_of
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.export import export
 from prunevid.export.families import llava_onevision
 
@@ -57,7 +59,9 @@ def test_the_manifest_says_what_was_exported(bundle: Bundle) -> None:
     assert manifest.prune == replace(PruneConfig(), prune_layer=10 * LAYERS // 32)
     model = manifest.model
     assert (model.name, model.family, model.random_weights) == ("llava-ov", "llava_onevision", False)
-    assert model.tokens_per_frame == TINY["qwen2"].tokens_per_frame
+    tokens = TINY["qwen2"].tokens_per_frame
+    side = math.isqrt(tokens)
+    assert manifest.token_layout == TokenLayout(tokens, (side, side), after_video=(Piece(row=VOCABULARY),))
     decoder = model.decoder
     assert (decoder.layers, decoder.hidden_size, decoder.intermediate_size) == (LAYERS, 64, 128)
     assert (decoder.heads, decoder.kv_heads, decoder.head_dim, decoder.vocab_size) == (4, 2, 16, VOCABULARY)
@@ -106,7 +110,7 @@ def test_graphs_are_as_the_manifest_says(tiny_bundle: Callable[[str, str], Path]
 
 def test_embeddings_are_the_models_table_and_the_newline(bundle: Bundle, tiny_model: Callable[[str], Any]) -> None:
     spec = bundle.manifest.embeddings
-    assert (spec.dtype, spec.rows, spec.columns, spec.image_newline) == ("float32", VOCABULARY + 1, 64, VOCABULARY)
+    assert (spec.dtype, spec.rows, spec.columns) == ("float32", VOCABULARY + 1, 64)
     table = np.fromfile(bundle.file(spec.file), np.float32).reshape(spec.rows, spec.columns)
     inner = tiny_model("qwen2").model
     np.testing.assert_array_equal(table[:-1], inner.language_model.embed_tokens.weight.detach().numpy())

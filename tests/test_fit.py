@@ -15,6 +15,7 @@ from models import TINY, build_model
 
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
+from prunevid.bundle.sections.layout import TokenLayout
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
 from prunevid.export import settings
 from prunevid.export.catalog import shipped_config
@@ -28,7 +29,7 @@ from prunevid.runtime.backends.ort import OrtGraph
 from prunevid.runtime.fit.bundle_shape import shape_of
 from prunevid.runtime.fit.devices.cards import DEVICES, Device, device_named
 from prunevid.runtime.fit.devices.device import RTX_CAPABILITIES
-from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, Workload, estimate, workload
+from prunevid.runtime.fit.estimate import ANSWER, TEXT_BEFORE, Estimate, Workload, estimate, text_after, workload
 from prunevid.runtime.fit.footprint import (
     held_kv_bytes,
     loading_bytes,
@@ -54,14 +55,13 @@ def derived(name: str) -> ModelShape:
 
 def of_config(name: str, config: object, frames: int) -> ModelShape:
     vision, text = config.vision_config, config.text_config  # type: ignore[attr-defined]
-    side = vision.image_size // vision.patch_size
     spec = llava_onevision.decoder_spec(config)
     return ModelShape(
         name=name,
         decoder=spec.shape,
         vision=llava_onevision.vision_shape(config),
         image_size=vision.image_size,
-        tokens_per_frame=math.ceil(side / 2) ** 2,
+        layout=llava_onevision.token_layout(config),
         tied=text_config.is_tied(config),
         projection_bias=spec.projection_bias,
         query_key_norm=spec.query_key_norm,
@@ -479,7 +479,7 @@ QWEN3_8B = ModelShape(
     # SigLIP 2 so400m over an image of 265 tokens, each of four patches.
     VisionShape(27, 1152, 4304, patches=4 * 265, patch_values=2 * 3 * 16 * 16),
     image_size=512,
-    tokens_per_frame=265,
+    layout=TokenLayout(265, None),
     tied=False,
     projection_bias=False,
     query_key_norm=True,
@@ -511,7 +511,7 @@ def test_what_nvidia_measured_is_within_a_third(
 
 def test_the_longest_video_is_the_last_that_has_positions() -> None:
     model = KNOWN["llava-ov"].shape
-    text = TEXT_BEFORE + TEXT_AFTER + ANSWER
+    text = TEXT_BEFORE + text_after(model.layout) + ANSWER
     assert most_frames(model, 1.0) == (32768 - text) // 196
     for share in (1.0, 0.425, 0.17, 0.5):
         longest = most_frames(model, share)

@@ -105,7 +105,7 @@ def test_a_bundle_brings_its_own_shapes(capsys: pytest.CaptureFixture[str], demo
     manifest = json.loads((demo_bundle / "manifest.json").read_text())
     assert found["model"]["decoder"] == manifest["model"]["decoder"]
     assert found["model"]["prune_layer"] == manifest["prune"]["prune_layer"]
-    assert found["estimates"][0]["tokens"]["visual"] == 16 * manifest["model"]["tokens_per_frame"]
+    assert found["estimates"][0]["tokens"]["visual"] == 16 * manifest["token_layout"]["tokens_per_frame"]
 
 
 def figures(comparison: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -101,7 +101,15 @@ def test_an_unknown_entry_is_named_as_unknown_at_every_depth(old: Path, where: s
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [("", "cache"), ("", "blocks"), ("model", "tied"), ("prune", "method"), ("graphs.select", "files")],
+    [
+        ("", "cache"),
+        ("", "blocks"),
+        ("model", "tied"),
+        ("prune", "method"),
+        ("", "token_layout"),
+        ("prompt", "question_tokenizer"),
+        ("graphs.select", "files"),
+    ],
 )
 def test_entries_of_a_later_schema_are_unknown_to_schema_1(old: Path, where: str, name: str) -> None:
     def change(data: dict[str, Any]) -> None:

@@ -127,7 +127,7 @@ def test_tokens_flow_from_stage_to_stage(data: dict[str, Any]) -> None:
 def test_arithmetic_and_memory_are_those_of_the_cost_model(data: dict[str, Any], pipeline: Pipeline) -> None:
     model, exported = pipeline.bundle.manifest.model, pipeline.bundle.manifest.prune
     features = pipeline.chain.encode(np.zeros((1, 3, 128, 128), np.float32))
-    assert features.shape[1] == model.tokens_per_frame
+    assert features.shape[1] == pipeline.bundle.manifest.token_layout.tokens_per_frame
     for variant in data["variants"]:
         tokens = variant["tokens"]
         counts = TokenCounts(*(tokens[n] for n in ("visual", "merged", "kept", "text_before", "text_after")))

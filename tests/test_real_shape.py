@@ -112,7 +112,7 @@ def expected(model: Any, pipeline: Pipeline, video: np.ndarray, question: str) -
 
     pixels = preprocess(video, pipeline.preprocessing)
     ids = pipeline.prompt.encode(question)
-    visual = len(video) * pipeline.bundle.manifest.model.tokens_per_frame + 1
+    visual = len(video) * pipeline.bundle.manifest.token_layout.tokens_per_frame + 1
     tokens = np.concatenate([ids.prefix, np.full(visual, model.config.video_token_id), ids.suffix])[None]
     output = model.generate(
         input_ids=torch.from_numpy(tokens),

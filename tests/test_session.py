@@ -38,7 +38,7 @@ def test_pieces_of_a_stream_are_the_answer(pipeline: Pipeline) -> None:
 def test_an_answer_reports_stages_tokens_and_memory(pipeline: Pipeline) -> None:
     answer = pipeline.ask(VIDEO, "Why?", max_new_tokens=5)
     counts, timings = answer.token_counts, answer.timings
-    per_frame = pipeline.bundle.manifest.model.tokens_per_frame
+    per_frame = pipeline.bundle.manifest.token_layout.tokens_per_frame
     assert counts.visual == len(VIDEO) * per_frame
     assert counts.visual > counts.merged > counts.kept > 0
     assert list(timings.stages) == [

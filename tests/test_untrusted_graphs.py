@@ -589,7 +589,7 @@ class Lying(OrtCpuBackend):
 def test_a_merge_that_is_none_is_refused(copy: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     bundle = open_bundle(copy)
     chain = Chain(bundle, Lying(change))
-    features = structured_features(6, bundle.manifest.model.tokens_per_frame, 64, seed=1, cuts=(3,))
+    features = structured_features(6, bundle.manifest.token_layout.tokens_per_frame, 64, seed=1, cuts=(3,))
     with pytest.raises(PruneVidError, match="gives no merged tokens"):
         chain.merge(features, bundle.manifest.prune)
 

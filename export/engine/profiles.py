@@ -60,7 +60,7 @@ def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -
         raise PruneVidError(
             f"text must be {2 * _TEXT_BEFORE} or more, not {text}: it counts prompt, question and answer"
         )
-    visual = frames * manifest.model.tokens_per_frame
+    visual = manifest.token_layout.visual(frames)
     positions = manifest.prompt.max_positions
     if visual + 2 * _TEXT_BEFORE > positions:
         raise PruneVidError(

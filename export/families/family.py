@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from prunevid.bundle.sections.layout import TokenLayout
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.cost import VisionShape
 from prunevid.export.graphs.decoder import DecoderSpec
@@ -20,15 +21,15 @@ class TensorNames:
     """What tensors are called in today's transformers model, and in checkpoints.
 
     embeddings, head: the token embedding table and the output matrix. decoder: what stands before the names of the
-    language model's tensors. behind_video: the learnt vector behind the video's tokens. renames: patterns of names in
-    checkpoints, and today's. unused: patterns of tensors that checkpoints hold and no output that the model reads
-    depends on.
+    language model's tensors. learned_rows: learned vectors that stand among visual tokens; in a bundle, they are the
+    rows of the embedding table behind the vocabulary. renames: patterns of names in checkpoints, and today's. unused:
+    patterns of tensors that checkpoints hold and no output that the model reads depends on.
     """
 
     embeddings: str
     head: str
     decoder: str
-    behind_video: str
+    learned_rows: tuple[str, ...]
     renames: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
 
@@ -120,6 +121,10 @@ class Family(Protocol):
 
     def vision_spec(self, config: Any, model: Any, dtype: ir.DataType, attention: str) -> VisionSpec:
         """What is traced: tower, projector and pooling. attention: transformers' name for how the tower attends."""
+        ...
+
+    def token_layout(self, config: Any) -> TokenLayout:
+        """How the language model wants a video's tokens; rows from vocab_size on are those of NAMES.learned_rows."""
         ...
 
     def vision_shape(self, config: Any) -> VisionShape:

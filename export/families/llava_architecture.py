@@ -32,12 +32,12 @@ from prunevid.validation import Rule
 _LAYER = whole(-LAYERS - 1, LAYERS)
 
 
-def tensor_names(learned: str, unused: tuple[str, ...]) -> TensorNames:
-    """Names of the tensors. learned: see TensorNames.behind_video. unused: patterns of the family's own unused ones."""
+def tensor_names(learned: tuple[str, ...], unused: tuple[str, ...]) -> TensorNames:
+    """Names of the tensors. learned: see TensorNames.learned_rows. unused: patterns of the family's own unused ones."""
     return TensorNames(
         embeddings="model.language_model.embed_tokens.weight",
         head="lm_head.weight",
-        behind_video=learned,
+        learned_rows=learned,
         decoder="model.language_model.",
         # In checkpoints written before transformers 5, and by it, which writes the older names.
         renames=(

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.cost import VisionShape
 from prunevid.export.checkpoint.schema import one_of, only
 from prunevid.export.families import llava_architecture as llava
@@ -24,7 +25,7 @@ from prunevid.export.graphs.vision import VisionSpec
 
 FAMILY = "llava_onevision"
 
-NAMES = llava.tensor_names("model.image_newline", siglip.UNUSED)
+NAMES = llava.tensor_names(("model.image_newline",), siglip.UNUSED)
 
 # Qwen2's, with the video on the first line.
 CHAT = ChatFormat(
@@ -97,8 +98,13 @@ def vision_spec(config: Any, model: Any, dtype: ir.DataType, attention: str) -> 
     def project(encoder: Any, patches: Any) -> Any:
         return pool(encoder, encoder.multi_modal_projector(patches))
 
-    tokens = math.ceil(llava.patch_side(config) / 2) ** 2
-    return llava.encoder_spec(config, model, dtype, attention, tokens, project)
+    return llava.encoder_spec(config, model, dtype, attention, token_layout(config).tokens_per_frame, project)
+
+
+def token_layout(config: Any) -> TokenLayout:
+    """A square of tokens per frame, and image_newline behind the video."""
+    side = math.ceil(llava.patch_side(config) / 2)
+    return TokenLayout(side**2, (side, side), after_video=(Piece(row=config.text_config.vocab_size),))
 
 
 def vision_shape(config: Any) -> VisionShape:

@@ -42,8 +42,11 @@ def _check_files(manifest: Manifest) -> None:
     prompt = manifest.prompt
     limits = dict.fromkeys(graphs, LARGEST_GRAPH)
     limits |= {prompt.tokenizer: _LARGEST_TOKENIZER, prompt.chat_template: _LARGEST_TEMPLATE}
+    if prompt.question_tokenizer is not None:
+        limits[prompt.question_tokenizer] = _LARGEST_TOKENIZER
     engines = [engine.file for engine in manifest.all_engines]
-    named = [*graphs, manifest.embeddings.file, prompt.tokenizer, prompt.chat_template, *engines]
+    texts = [*filter(None, (prompt.tokenizer, prompt.question_tokenizer, prompt.chat_template))]
+    named = [*graphs, manifest.embeddings.file, *texts, *engines]
     for name in named:
         if name not in files:
             raise ValueError(f"{shown(name)} is not in its files")
@@ -77,6 +80,8 @@ def _check_embeddings(manifest: Manifest) -> None:
             f"its embeddings are {table.rows} x {table.columns}, and the model has {decoder.vocab_size} tokens of "
             f"{decoder.hidden_size} channels"
         )
+    if outside := [row for row in manifest.token_layout.rows if row >= table.rows]:
+        raise ValueError(f"its token layout has the row {outside[0]}, and its embeddings have {table.rows}")
     size = manifest.files[table.file].size
     if size != table.nbytes:
         raise ValueError(

@@ -73,7 +73,7 @@ def _text(tensor: TensorSpec | None) -> str:
 
 
 def _settings(manifest: Manifest) -> list[TensorSpec]:
-    tokens = manifest.model.tokens_per_frame
+    tokens = manifest.token_layout.tokens_per_frame
     return [TensorSpec(each.name, each.dtype, each.shape(tokens)) for each in manifest.prune.graph_inputs]
 
 
@@ -83,14 +83,15 @@ def _merged(manifest: Manifest) -> list[TensorSpec]:
         TensorSpec("video_tokens", manifest.embeddings.dtype, ("patches", model.decoder.hidden_size)),
         TensorSpec("token_group", "int64", ("patches",)),
         TensorSpec("token_count", "int64", (1,)),
-        TensorSpec("patch_to_token", "int64", ("frames", model.tokens_per_frame)),
+        TensorSpec("patch_to_token", "int64", ("frames", manifest.token_layout.tokens_per_frame)),
         TensorSpec("frame_segment", "int64", ("frames",)),
     ]
 
 
 def _features(manifest: Manifest, name: str, frames: str) -> TensorSpec:
-    shape = (frames, manifest.model.tokens_per_frame, manifest.model.decoder.hidden_size)
-    return TensorSpec(name, manifest.embeddings.dtype, shape)
+    layout = manifest.token_layout
+    tokens, channels = layout.features or (layout.tokens_per_frame, manifest.model.decoder.hidden_size)
+    return TensorSpec(name, manifest.embeddings.dtype, (frames, tokens, channels))
 
 
 def _vision_merge(manifest: Manifest) -> Tensors:
@@ -108,7 +109,10 @@ def _hidden(manifest: Manifest, name: str, rows: str) -> TensorSpec:
     return TensorSpec(name, manifest.embeddings.dtype, (1, rows, manifest.model.decoder.hidden_size))
 
 
-_POSITIONS = TensorSpec("position_ids", "int64", (1, "rows"))
+def _positions(manifest: Manifest) -> TensorSpec:
+    return TensorSpec("position_ids", "int64", (manifest.token_layout.position_axes, "rows"))
+
+
 _PAST_LENGTH = TensorSpec("past_length", "int64", (1,))
 _SCORES = TensorSpec("question_scores", "float32", ("total",))
 
@@ -116,7 +120,7 @@ _SCORES = TensorSpec("question_scores", "float32", ("total",))
 def _llm_pre(manifest: Manifest) -> Tensors:
     layers = range(manifest.prune.prune_layer + 1)
     question = TensorSpec("question_start", "int64", (1,))
-    inputs = [_hidden(manifest, "inputs_embeds", "rows"), _POSITIONS, _PAST_LENGTH, question]
+    inputs = [_hidden(manifest, "inputs_embeds", "rows"), _positions(manifest), _PAST_LENGTH, question]
     outputs = [_hidden(manifest, "hidden", "rows"), _SCORES]
     return _tensors(
         [*inputs, *_cache(manifest, "past", layers)],
@@ -128,7 +132,7 @@ def _llm_post(manifest: Manifest) -> Tensors:
     layers = range(manifest.prune.prune_layer + 1, manifest.model.decoder.layers)
     logits = TensorSpec("logits", "float32", (1, manifest.model.decoder.vocab_size))
     return _tensors(
-        [_hidden(manifest, "hidden", "rows"), _POSITIONS, _PAST_LENGTH, *_cache(manifest, "past", layers)],
+        [_hidden(manifest, "hidden", "rows"), _positions(manifest), _PAST_LENGTH, *_cache(manifest, "past", layers)],
         [logits, *_cache(manifest, "present", layers)],
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prunevid.bundle.sections.blocks import Blocks
 from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.bundle.sections.layout import TokenLayout
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.bundle.sections.quantization import Quantization
 from prunevid.bundle.sections.tuning import Tuning
@@ -28,7 +29,6 @@ _ITEM_SIZES = {"float32": 4, "float16": 2}
 _LONGEST_TOKEN = 1000
 _LONGEST_NAME = 200
 _MOST_EOS_IDS = 100
-_MOST_TOKENS_PER_FRAME = 1 << 16
 _LARGEST_FILE = 1 << 50
 
 
@@ -67,19 +67,20 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """The token embedding table: a raw row-major [rows, columns] file. Row image_newline is no token of the text."""
+    """The token embedding table: a raw row-major [rows, columns] file.
+
+    Rows behind the model's vocabulary are learned vectors that are no tokens of the text; the token layout names them.
+    """
 
     file: str
     dtype: str
     rows: int
     columns: int
-    image_newline: int
 
     def __post_init__(self) -> None:
         require("dtype", self.dtype, self.dtype in _ITEM_SIZES, " or ".join(_ITEM_SIZES))
         require_integer("rows", self.rows, 1)
         require_integer("columns", self.columns, 1)
-        require_integer("image_newline", self.image_newline, 0, self.rows - 1)
 
     @property
     def nbytes(self) -> int:
@@ -91,8 +92,18 @@ class EmbeddingSpec:
 class PromptSpec:
     """How text becomes ids and back: files of the bundle and special tokens.
 
-    special_tokens: the tokenizer's named tokens, by the names that chat templates know them by (``bos_token``, ...);
-    None in bundles of older releases, which do not have them.
+    Attributes:
+        tokenizer: Of the language model.
+        chat_template: Its template.
+        video_token: What the template writes where the video belongs, or each frame (`TokenLayout.placeholder`).
+        eos_ids: What ends an answer.
+        max_positions: The longest sequence that the language model takes.
+        special_tokens: The tokenizer's named tokens, by the names that chat templates know them by (``bos_token``,
+            ...); None in bundles of older releases, which do not have them.
+        question_tokenizer: The tokenizer of what else reads the question, where visual tokens depend on it.
+
+    Raises:
+        InvalidValueError: A value is out of its range.
     """
 
     tokenizer: str
@@ -101,6 +112,7 @@ class PromptSpec:
     eos_ids: tuple[int, ...]
     max_positions: int
     special_tokens: dict[str, str] | None = None
+    question_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         require_text("video_token", self.video_token, _LONGEST_TOKEN)
@@ -121,7 +133,6 @@ class ModelSpec:
         name: What the command line calls the model.
         family: The family that it was exported as, for whoever reads this: what its graphs need, the rest says.
         random_weights: Whether its weights are made up: such bundles are for measuring latency.
-        tokens_per_frame: Visual tokens of one frame.
         decoder: Shape of the language model.
         tied: Whether its output matrix is the embedding table, in the embedding table's file.
         projection_bias: Whether the projections to queries, keys and values have a bias, as Qwen2's do.
@@ -135,7 +146,6 @@ class ModelSpec:
     name: str
     family: str
     random_weights: bool
-    tokens_per_frame: int
     decoder: DecoderShape
     tied: bool
     projection_bias: bool
@@ -145,7 +155,6 @@ class ModelSpec:
     def __post_init__(self) -> None:
         require_text("name", self.name, _LONGEST_NAME)
         require_text("family", self.family, _LONGEST_NAME)
-        require_integer("tokens_per_frame", self.tokens_per_frame, 1, _MOST_TOKENS_PER_FRAME)
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,7 @@ class Manifest:
     precision: str
     frames: int
     prune: PruneConfig
+    token_layout: TokenLayout
     cache: KvCacheSpec
     blocks: Blocks
     graphs: dict[str, GraphSpec]

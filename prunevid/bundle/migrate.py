@@ -7,6 +7,7 @@ checked like any other manifest: a step refuses only what it cannot work with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -104,8 +105,23 @@ def _merge_method(old: _Old) -> None:
     _add(old.section("prune"), "method", "prunevid", "prune")
 
 
+def _token_layout(old: _Old) -> None:
+    """1 to 2: there was one layout of tokens, a frame's in a square and one learned vector behind the video's."""
+    tokens = old.section("model").pop("tokens_per_frame", None)
+    newline = old.section("embeddings").pop("image_newline", None)
+    side = math.isqrt(tokens) if isinstance(tokens, int) and tokens > 0 else 0
+    layout = {
+        "tokens_per_frame": tokens,
+        "grid": [side, side] if side**2 == tokens else None,
+        "after_video": [{"row": newline}],
+    }
+    _add(old.data, "token_layout", layout)
+    if "question_tokenizer" in old.section("prompt"):
+        raise UnknownEntryError(f"{MANIFEST}.prompt has the entry 'question_tokenizer'")
+
+
 _STEPS: dict[int, tuple[Callable[[_Old], None], ...]] = {
-    1: (_files_of_weights, _decoder_facts, _cache, _blocks, _merge_method),
+    1: (_files_of_weights, _decoder_facts, _cache, _blocks, _merge_method, _token_layout),
 }
 """By the schema that they start from, what leads to the next one, in order."""
 

@@ -16,7 +16,7 @@ def shape_of(bundle: Bundle) -> ModelShape:
         decoder=manifest.model.decoder,
         vision=manifest.model.vision,
         image_size=manifest.preprocessing.size,
-        tokens_per_frame=manifest.model.tokens_per_frame,
+        layout=manifest.token_layout,
         tied=manifest.model.tied,
         projection_bias=manifest.model.projection_bias,
         query_key_norm=manifest.model.query_key_norm,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.cost import (
     DecoderShape,
     TokenCounts,
@@ -36,20 +37,25 @@ from prunevid.runtime.fit.precision import Precision
 __all__ = [
     "ANSWER",
     "ESTIMATED_STAGES",
-    "TEXT_AFTER",
+    "QUESTION",
     "TEXT_BEFORE",
     "Estimate",
     "MemoryEstimate",
     "Workload",
     "estimate",
+    "text_after",
+    "text_per_frame",
     "workload",
 ]
 
 ESTIMATED_STAGES = ("vision", "merge", "llm_pre", "select", "llm_post")
 """What runs before the first token, in order; merge and select only where tokens are pruned."""
 
-TEXT_BEFORE, TEXT_AFTER = 14, 30
-"""Tokens around the video that an estimate takes: a chat template's, and a question of some twenty words."""
+TEXT_BEFORE, QUESTION = 14, 29
+"""Tokens around the video that an estimate takes: a chat template's, and with it a question of some twenty words."""
+
+_LINE_BREAK, _TIMESTAMP = 1, 10
+"""Tokens that an estimate takes for what a chat template writes between frames, and for a text beside a frame."""
 
 ANSWER = 128
 """Tokens of an answer: the runtime's default limit."""
@@ -154,9 +160,25 @@ def workload(
             f"shares must be above 0, at most 1, and no more kept than merged: "
             f"merged-share is {merged_share}, kept-share {kept_share}"
         )
-    visual = frames * model.tokens_per_frame
-    counts = TokenCounts(visual, int(visual * merged_share), int(visual * kept_share), TEXT_BEFORE, TEXT_AFTER)
+    visual, layout = model.layout.visual(frames), model.layout
+    text_before = TEXT_BEFORE + frames * text_per_frame(layout)
+    counts = TokenCounts(visual, int(visual * merged_share), int(visual * kept_share), text_before, text_after(layout))
     return Workload(model, prune_layer, frames, counts)
+
+
+def text_per_frame(layout: TokenLayout) -> int:
+    """Rows that stand beside a frame's tokens, as many as they usually are."""
+    between = _LINE_BREAK if layout.placeholder == "frame" else 0
+    return between + _rows_of(layout.before_frame) + _rows_of(layout.after_frame)
+
+
+def text_after(layout: TokenLayout) -> int:
+    """Rows behind the video's tokens: its last ones, and the question."""
+    return _rows_of(layout.after_video) + QUESTION
+
+
+def _rows_of(pieces: tuple[Piece, ...]) -> int:
+    return sum(1 if piece.text is None else _TIMESTAMP for piece in pieces)
 
 
 def estimate(work: Workload, precision: Precision, device: Device) -> Estimate:
@@ -226,9 +248,10 @@ def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> di
     shape, counts = work.model.decoder, work.counts
     pre_layers = work.prune_layer + 1
     layer = clock.precision.decoder_bytes(parameters, clock.device) / shape.layers
-    # The question is run behind the rest, in blocks of its own; image_newline is before it.
+    # The question is run behind the rest, in blocks of its own.
     at_once = work.model.blocks.rows
-    blocks = _blocks(counts.text_before + counts.merged + 1, at_once) + _blocks(counts.text_after - 1, at_once)
+    before = counts.text_before + counts.merged + _rows_of(work.model.layout.after_video)
+    blocks = _blocks(before, at_once) + _blocks(counts.merged + counts.text - before, at_once)
     linear, wide = _decoder_flops(shape, counts.merged + counts.text)
     stages = {"vision": _vision(work, parameters, clock)}
     if work.is_pruned:
@@ -260,7 +283,7 @@ def _vision(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> fl
 
 def _merge(work: Workload, clock: _Roofline) -> float:
     """Distances and cluster means over a table of twice as many groups as frames, in float32."""
-    tokens = work.model.tokens_per_frame
+    tokens = work.model.layout.tokens_per_frame
     flops = 2 * 2 * 2 * work.frames * tokens**2 * work.model.decoder.hidden_size
     return clock.seconds(2 * merge_bytes(work.model, work.frames), fp32=flops)
 

@@ -37,7 +37,7 @@ class ParameterCounts:
         vision_rest: patch and position embeddings, norms and biases of both.
         decoder_matrices: linear layers of the language model, without the output matrix.
         decoder_rest: its norms and biases.
-        embeddings: the table of tokens, and the image_newline vector.
+        embeddings: the table of tokens, and the learned vectors of the token layout behind it.
         head: the output matrix; 0 where it is the table of tokens.
         output: the output matrix, whether it is the table or not; none of these parameters is counted here.
     """
@@ -87,7 +87,7 @@ def parameter_counts(model: ModelShape) -> ParameterCounts:
         vision_rest=tower_rest + embedding + 2 * width,
         decoder_matrices=decoder.layers * layer_matrices,
         decoder_rest=decoder.layers * layer_rest + width,
-        embeddings=(decoder.vocab_size + 1) * width,
+        embeddings=(decoder.vocab_size + sum(row >= decoder.vocab_size for row in model.layout.rows)) * width,
         head=0 if model.tied else decoder.vocab_size * width,
         output=decoder.vocab_size * width,
     )
@@ -138,7 +138,7 @@ def merge_bytes(model: ModelShape, frames: int) -> int:
     All frames are merged together, over a table of twice as many rows as frames: features, the table, its centred
     tokens and their transpose, and two tables of distances.
     """
-    tokens, channels = model.tokens_per_frame, model.decoder.hidden_size
+    tokens, channels = model.layout.tokens_per_frame, model.decoder.hidden_size
     return frames * tokens * (7 * channels + 4 * tokens) * _FLOAT
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from prunevid.errors import PruneVidError
 from prunevid.models import ModelShape
 from prunevid.runtime.fit.devices.device import Device
-from prunevid.runtime.fit.estimate import ANSWER, TEXT_AFTER, TEXT_BEFORE, Estimate, estimate, workload
+from prunevid.runtime.fit.estimate import ANSWER, TEXT_BEFORE, Estimate, estimate, text_after, text_per_frame, workload
 from prunevid.runtime.fit.footprint import parameter_counts
 from prunevid.runtime.fit.precision import EXPORTED, precisions_of
 
@@ -88,7 +88,7 @@ class FitResult:
             "verdict": self.verdict,
             "details": self.details,
             "model": {
-                **asdict(self.model),
+                **_model(self.model),
                 "prune_layer": self.prune_layer,
                 "parameters": {**asdict(parameters), "total": parameters.total},
             },
@@ -96,11 +96,18 @@ class FitResult:
             "assumptions": {
                 **{f"{name}_share": share for name, share in asdict(self.shares).items()},
                 "text_before": TEXT_BEFORE,
-                "text_after": TEXT_AFTER,
+                "text_after": text_after(self.model.layout),
                 "answer_tokens": ANSWER,
             },
             "estimates": [_to_dict(made) for pair in self.pairs for made in (pair.unpruned, pair.pruned)],
         }
+
+
+def _model(model: ModelShape) -> dict[str, Any]:
+    """A model's shapes; of its token layout, how many tokens a frame has."""
+    shapes = asdict(model)
+    del shapes["layout"]
+    return {**shapes, "tokens_per_frame": model.layout.tokens_per_frame}
 
 
 def estimate_all(
@@ -124,10 +131,12 @@ def estimate_all(
 
 def most_frames(model: ModelShape, merged_share: float) -> int:
     """The longest video that the model has positions for, in frames."""
-    room = model.max_positions - TEXT_BEFORE - TEXT_AFTER - ANSWER
+    layout = model.layout
+    room = model.max_positions - TEXT_BEFORE - text_after(layout) - ANSWER
+    beside = text_per_frame(layout)
     # int(x * share) <= room as long as x * share < room + 1.
-    frames = int((room + 1) / merged_share) // model.tokens_per_frame
-    while int(frames * model.tokens_per_frame * merged_share) > room:
+    frames = int((room + 1) / (layout.tokens_per_frame * merged_share + beside))
+    while int(layout.visual(frames) * merged_share) + frames * beside > room:
         frames -= 1
     return max(0, frames)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunevid.runtime.fit.devices.device import Device
-from prunevid.runtime.fit.estimate import ANSWER, ESTIMATED_STAGES, TEXT_AFTER, TEXT_BEFORE, Estimate
+from prunevid.runtime.fit.estimate import ANSWER, ESTIMATED_STAGES, TEXT_BEFORE, Estimate, text_after
 from prunevid.runtime.fit.measured import MeasuredEstimate, Row
 from prunevid.runtime.fit.result import FitResult, Pair
 
@@ -112,10 +112,10 @@ def _time(result: FitResult, frames: int) -> Table:
 
 
 def _assumptions(result: FitResult) -> list[str]:
-    device, shares = result.device, result.shares
+    device, shares, text = result.device, result.shares, TEXT_BEFORE + text_after(result.model.layout)
     return [
         f"Assumed: merging leaves {shares.merged:.1%} of the visual tokens and {shares.kept:.1%} are kept; "
-        f"{TEXT_BEFORE + TEXT_AFTER} tokens of text, an answer of {ANSWER}; a video of 1920 x 1080 pixels.",
+        f"{text} tokens of text, an answer of {ANSWER}; a video of 1920 x 1080 pixels.",
         f"Usable memory: {device.usable_bytes / 1e9:.1f} of {device.memory_bytes / 1e9:.1f} GB. Reserved: "
         f"{device.reserved_for}",
         f"Counted on: {device.compute_efficiency:.0%} of the dense peak rates ({_rates(device)}) and "

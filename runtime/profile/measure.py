@@ -253,7 +253,7 @@ def _stages(answer: Answer) -> dict[str, float]:
 
 def _facts(plan: _Plan, answer: Answer, video: VideoTokens, manifest: Manifest) -> Measured:
     model, counts = manifest.model, answer.token_counts
-    frames = counts.visual // model.tokens_per_frame
+    frames = counts.visual // manifest.token_layout.tokens_per_frame
     prune = plan.prune or manifest.prune.turned_off()
     return Measured(
         prune=plan.prune,

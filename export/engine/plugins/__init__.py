@@ -39,7 +39,7 @@ def nodes_of(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 def check_limits(manifest: Manifest, limits: BuildLimits) -> None:
     """Raise PruneVidError where a frame or a video is larger than the kernels take."""
-    tokens = manifest.model.tokens_per_frame
+    tokens = manifest.token_layout.tokens_per_frame
     if tokens > MAX_TOKENS:
         raise PruneVidError(f"a frame of this model has {tokens} visual tokens: the plugins take up to {MAX_TOKENS}")
     sizes = largest_sizes(profiles_of(manifest, "vision_merge", limits))

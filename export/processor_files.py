@@ -38,15 +38,17 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 _SIDE = whole(1, 4096)
+_SIDES = either(_SIDE, Rule("an object of height and width", lambda value: isinstance(value, dict)))
 _OFF = one_of(False, None)
 _THREE = either(number(-1e6, 1e6), list_of(number(-1e6, 1e6), 3, 3))
 _SECTION = Section(
     {
         "do_resize": only(one_of(True), "the vision tower takes frames of one size"),
-        "size": either(_SIDE, Rule("an object of height and width", lambda value: isinstance(value, dict))),
+        "size": _SIDES,
         "default_to_square": optional(FLAG),
         "resample": Rule("2 (bilinear) or 3 (bicubic)", lambda value: type(value) is int and value in _RESAMPLING),
-        "do_center_crop": only(_OFF, "frames are shown whole"),
+        "do_center_crop": optional(FLAG),
+        "crop_size": optional(_SIDES),
         "do_rescale": optional(FLAG),
         "rescale_factor": optional(positive(1e6)),
         "do_normalize": optional(FLAG),
@@ -60,7 +62,6 @@ _SECTION = Section(
         **dict.fromkeys(
             (
                 "auto_map",
-                "crop_size",
                 "device",
                 "disable_grouping",
                 "feature_extractor_type",
@@ -94,7 +95,7 @@ def read_preprocessing(checkpoint: Path, processor: ProcessorFormat, size: int, 
     data, where = _find(checkpoint, processor, patches)
     known = conform(data, _SECTION, where)
     _check_class(known, processor, where)
-    _check_size(known, processor, size, where)
+    center_crop = _crops(known, processor, size, where)
     # To transformers, a step that is null is one not to take, and a value that is null is none at all.
     mean, std, rescale = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0
     if known.get("do_normalize", True):
@@ -106,7 +107,7 @@ def read_preprocessing(checkpoint: Path, processor: ProcessorFormat, size: int, 
         rescale = known.get("rescale_factor", 1 / 255)
         if rescale is None:
             raise refuse(where, "rescale_factor", rescale, "a number above 0, unless do_rescale is false")
-    return Preprocessing(size, mean, std, float(rescale), _RESAMPLING[known.get("resample", 3)])
+    return Preprocessing(size, mean, std, float(rescale), _RESAMPLING[known.get("resample", 3)], center_crop)
 
 
 def _find(checkpoint: Path, processor: ProcessorFormat, patches: int) -> tuple[dict[str, Any], str]:
@@ -136,10 +137,25 @@ def _check_class(known: dict[str, Any], processor: ProcessorFormat, where: str) 
         raise refuse(where, key, name, f"a processor of {processor.called}: others take further steps")
 
 
-def _check_size(known: dict[str, Any], processor: ProcessorFormat, size: int, where: str) -> None:
+def _crops(known: dict[str, Any], processor: ProcessorFormat, size: int, where: str) -> bool:
+    """Whether frames keep their aspect ratio and are cropped.
+
+    Raises PruneVidError for what makes no square of ``size`` of a frame, or in another way.
+    """
     sides = known.get("size", processor.size)
     if is_number(sides):
         sides = dict.fromkeys(("height", "width") if known.get("default_to_square") else ("shortest_edge",), sides)
+    cropping = known.get("do_center_crop", processor.crop is not None)
+    if cropping:  # sides are cut off, or padded where there is too little
+        cut = known.get("crop_size", processor.crop)
+        _check_square(dict.fromkeys(("height", "width"), cut) if is_number(cut) else cut, "crop_size", size, where)
+        if "shortest_edge" in sides:
+            for key, value in sides.items():
+                if (key, value) != ("shortest_edge", size):
+                    allowed = f"{size}, as the vision tower of config.json has it"
+                    allowed = allowed if key == "shortest_edge" else "absent: the shortest edge says it all"
+                    raise refuse(where, f"size[{key[:40]!r}]", value, allowed)
+            return True
     for key, value in sides.items():
         if key not in ("height", "width"):
             raise refuse(
@@ -148,10 +164,16 @@ def _check_size(known: dict[str, Any], processor: ProcessorFormat, size: int, wh
                 value,
                 f"absent: frames become squares of {size} pixels, whatever their shape",
             )
-    if (sides.get("height"), sides.get("width")) != (size, size):
-        shown = f"{sides.get('height')!r} x {sides.get('width')!r}"[:80]
+    _check_square(sides, "size", size, where)
+    return False
+
+
+def _check_square(sides: dict[str, Any] | None, key: str, size: int, where: str) -> None:
+    height, width = (sides.get("height"), sides.get("width")) if sides else (None, None)
+    if (height, width) != (size, size) or set(sides or ()) != {"height", "width"}:
+        shown = f"{height!r} x {width!r}"[:80]
         raise PruneVidError(
-            f"{where}: size must be {size} x {size}, as the vision tower of config.json has it, not {shown}"
+            f"{where}: {key} must be {size} x {size}, as the vision tower of config.json has it, not {shown}"
         )
 
 

@@ -38,9 +38,11 @@ MOST_LAYERS = 1000
 """Of a language model; the deepest that is known has 126."""
 
 
-def _require_counts(instance: Any, least: int) -> None:
-    """Check that every field of a dataclass is an integer of at least this much."""
+def _require_counts(instance: Any, least: int, flags: tuple[str, ...] = ()) -> None:
+    """Check that every field of a dataclass is an integer of at least this much, but those that are true or false."""
     for field in fields(instance):
+        if field.name in flags:
+            continue
         value, name = getattr(instance, field.name), f"{type(instance).__name__}.{field.name}"
         require(name, value, is_integer(value) and value >= least, f"an integer of {least} or more")
         require(name, value, value <= LARGEST, f"{LARGEST} or less")
@@ -79,6 +81,8 @@ class VisionShape:
         intermediate_size: channels inside the MLP.
         patches: patches of one frame in the tower and in the projector, before pooling.
         patch_values: pixel values of one patch, 3 * side * side.
+        class_token: whether a learned token runs through the layers with a frame's patches, as in CLIP, which has a
+            norm before the layers, too, and no bias in the patches' embedding.
 
     Raises:
         InvalidValueError: when a number is below 1.
@@ -89,9 +93,15 @@ class VisionShape:
     intermediate_size: int
     patches: int
     patch_values: int
+    class_token: bool = False
 
     def __post_init__(self) -> None:
-        _require_counts(self, least=1)
+        _require_counts(self, least=1, flags=("class_token",))
+
+    @property
+    def rows(self) -> int:
+        """Rows of one frame that run through the layers."""
+        return self.patches + self.class_token
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,8 @@ def decode_flops(shape: DecoderShape, past: int) -> int:
 def vision_flops(shape: VisionShape, frames: int) -> int:
     """FLOPs of the vision tower; every patch of a frame attends to every other of that frame."""
     weights = 4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size
-    attention = 2 * 2 * shape.hidden_size * shape.patches**2
-    layer = 2 * shape.patches * weights + attention
+    attention = 2 * 2 * shape.hidden_size * shape.rows**2
+    layer = 2 * shape.rows * weights + attention
     embedding = 2 * shape.patches * shape.patch_values * shape.hidden_size
     return frames * (embedding + shape.layers * layer)
 

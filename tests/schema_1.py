@@ -22,6 +22,7 @@ def as_schema_1(source: Path, folder: Path) -> Path:
 def _back(data: dict[str, Any]) -> None:
     data["schema_version"] = 1
     del data["blocks"], data["prune"]["method"], data["prompt"]["question_tokenizer"]
+    del data["preprocessing"]["center_crop"], data["model"]["vision"]["class_token"]
     layout = data.pop("token_layout")
     data["model"]["tokens_per_frame"] = layout["tokens_per_frame"]
     (data["embeddings"]["image_newline"],) = (piece["row"] for piece in layout["after_video"])

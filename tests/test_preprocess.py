@@ -49,6 +49,32 @@ def test_equals_the_pillow_processor(height: int, width: int, statistics: Statis
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("height", "width"), [*WIDE, (337, 339), (335, 338), (7, 500)])
+def test_cropped_frames_equal_the_pillow_processor_of_clip(height: int, width: int) -> None:
+    pytest.importorskip("transformers")
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    frames = _frames(2, height, width)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    theirs = processor(list(frames), return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    ours = preprocess(frames, Preprocessing(336, *OPENAI, center_crop=True))
+    np.testing.assert_array_equal(ours, theirs)
+    assert height == width or not np.array_equal(ours, preprocess(frames, Preprocessing(336, *OPENAI)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (337, 339), (338, 335), (500, 7)])
+def test_cropped_frames_are_as_close_as_rounding_to_the_video_processor(height: int, width: int) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import LlavaNextVideoVideoProcessor
+
+    frames = _frames(3, height, width)
+    processor = LlavaNextVideoVideoProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    theirs = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")["pixel_values_videos"]
+    ours = preprocess(frames, Preprocessing(336, *OPENAI, center_crop=True))
+    _assert_equal_but_for_rounding(ours, theirs[0].numpy())
+
+
 @pytest.mark.parametrize(("height", "width"), [size for size in WIDE if size != (1, 1)])
 def test_equals_the_first_patch_of_llava_onevision(height: int, width: int) -> None:
     # The image processor's first patch is the whole image, resized as a frame is; the others are its tiles.

@@ -24,8 +24,10 @@ SKEWED = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.6, 0.9], "size": S
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 # What LlavaOnevisionVideoProcessor assumes for what is missing.
 DEFAULTS = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255, "resample": 3, **CLIP}
+DEFAULTS |= {"do_center_crop": False}
 VIDEO, IMAGE, NESTED = "video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json"
 ONE = {"size": SQUARE, "video_processor_type": "LlavaOnevisionVideoProcessor"}
+CROPPED = {"size": {"shortest_edge": SIZE}, "do_center_crop": True, "crop_size": SQUARE}
 
 # The files of a folder, and what is in effect where that is not what the one file says.
 OBEYED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
@@ -51,6 +53,9 @@ OBEYED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "int-to-square": ({VIDEO: HALF | {"size": SIZE, "default_to_square": True}}, HALF),
     "changes-nothing": ({VIDEO: HALF | {"do_pad": True, "do_convert_rgb": False, "crop_size": 10, "fps": 3}}, HALF),
     "nulls": ({VIDEO: HALF | {"do_center_crop": None, "do_sample_frames": None, "whatever": None}}, HALF),
+    "cropped": ({VIDEO: HALF | CROPPED}, None),
+    "cropped-int": ({VIDEO: HALF | CROPPED | {"size": SIZE, "crop_size": SIZE}}, HALF | CROPPED),
+    "cropped-square": ({VIDEO: HALF | {"do_center_crop": True, "crop_size": SQUARE}}, HALF),
     "off": ({VIDEO: HALF | {"do_center_crop": False, "do_sample_frames": False, "do_resize": True}}, HALF),
     "image-file": ({IMAGE: SKEWED | {"image_processor_type": "LlavaOnevisionImageProcessor"}}, SKEWED),
     "fast-image-file": ({IMAGE: SKEWED | {"image_processor_type": "LlavaOnevisionImageProcessorFast"}}, SKEWED),
@@ -77,16 +82,16 @@ def frames() -> np.ndarray:
 
 @pytest.mark.parametrize("name", OBEYED)
 def test_pixels_are_those_of_the_pillow_processor(tmp_path: Path, name: str) -> None:
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     files, effective = OBEYED[name]
     if effective is None:
         (effective,) = files.values()
-    keys = (*DEFAULTS, "size")
+    keys = (*DEFAULTS, "size", "do_center_crop", "crop_size")
     settings = {key: value for key, value in (DEFAULTS | effective).items() if key in keys}
-    theirs = SiglipImageProcessorPil(**settings)(
-        list(frames()), return_tensors="np", input_data_format="channels_last"
-    )["pixel_values"]
+    theirs = CLIPImageProcessorPil(**settings)(list(frames()), return_tensors="np", input_data_format="channels_last")[
+        "pixel_values"
+    ]
     ours = preprocess(frames(), read_preprocessing(write(tmp_path, files), PROCESSOR, SIZE, PATCHES))
     np.testing.assert_array_equal(ours, theirs)
 
@@ -117,7 +122,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no-file": ({}, "says nowhere how frames become pixel values"),
     "only-a-plain-processor": ({NESTED: {"num_image_tokens": PATCHES}}, "says nowhere how frames become pixel values"),
     "not-resized": ({VIDEO: HALF | {"do_resize": False}}, "do_resize must be true .* not false"),
-    "cropped": ({VIDEO: HALF | {"do_center_crop": True}}, "do_center_crop must be false or null .* not true"),
+    "cropped": ({VIDEO: HALF | {"do_center_crop": True}}, "crop_size must be 72 x 72, .* not None x None"),
+    "crop-flag": ({VIDEO: HALF | {"do_center_crop": 1}}, "do_center_crop must be true or false, or null, not 1"),
+    "cropped-smaller": ({VIDEO: HALF | CROPPED | {"crop_size": 60}}, "crop_size must be 72 x 72, .* not 60 x 60"),
+    "cropped-oblong": (
+        {VIDEO: HALF | CROPPED | {"crop_size": {"height": SIZE, "width": 60}}},
+        "crop_size must be 72 x 72, .* not 72 x 60",
+    ),
+    "crop-text": ({VIDEO: HALF | CROPPED | {"crop_size": "72"}}, "crop_size must be .* not '72'"),
+    "cropped-of-larger": (
+        {VIDEO: HALF | CROPPED | {"size": {"shortest_edge": 80}}},
+        "size.'shortest_edge'. must be 72",
+    ),
+    "cropped-up-to": (
+        {VIDEO: HALF | CROPPED | {"size": {"shortest_edge": SIZE, "longest_edge": 99}}},
+        "size.'longest_edge'. must be absent",
+    ),
     "sampled": ({VIDEO: HALF | {"do_sample_frames": True, "num_frames": 8}}, "do_sample_frames must be false"),
     "short-edge": ({VIDEO: HALF | {"size": {"shortest_edge": SIZE}}}, "size.'shortest_edge'. must be absent"),
     "long-edge": ({VIDEO: HALF | {"size": SQUARE | {"longest_edge": 90}}}, "size.'longest_edge'. must be absent"),

@@ -213,6 +213,15 @@ def test_shrunk_frames_are_preprocessed_as_whole_ones(shape: tuple[int, int, int
     np.testing.assert_array_equal(preprocess(shrunk.frames, settings), preprocess(frames, settings))
 
 
+@pytest.mark.parametrize("shape", [(3, 700, 900), (2, 64, 48), (1, 1, 4000), (1, 4000, 3), (2, 2100, 1001)])
+def test_shrunk_frames_are_cropped_once(shape: tuple[int, int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    settings = Preprocessing(48, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), center_crop=True)
+    shrunk = read_frames(frames, 99, resizer(settings)).frames
+    assert shrunk.shape == (len(frames), 48, 48, 3)
+    np.testing.assert_array_equal(preprocess(shrunk, settings), preprocess(frames, settings))
+
+
 _PEAK = """
 import sys
 from prunevid.bundle.sections.preprocessing import Preprocessing

@@ -74,7 +74,7 @@ class ProcessorFormat:
 
     def usual(self, side: int) -> Preprocessing:
         """What published checkpoints make of frames, for a tower that takes squares of ``side`` pixels."""
-        return Preprocessing(side, self.mean, self.std)
+        return Preprocessing(side, self.mean, self.std, center_crop=self.crop is not None)
 
 
 class Family(Protocol):

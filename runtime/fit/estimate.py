@@ -274,7 +274,7 @@ def _stages(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> di
 
 def _vision(work: Workload, parameters: ParameterCounts, clock: _Roofline) -> float:
     vision = work.model.vision
-    wide = work.frames * vision.layers * 2 * 2 * vision.hidden_size * vision.patches**2
+    wide = work.frames * vision.layers * 2 * 2 * vision.hidden_size * vision.rows**2
     whole = vision_flops(vision, work.frames) + projector_flops(vision, work.model.decoder, work.frames)
     batches = -(-work.frames // work.model.blocks.frames)
     moved = batches * clock.precision.vision_bytes(parameters, clock.device)

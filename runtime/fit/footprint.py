@@ -81,7 +81,9 @@ def parameter_counts(model: ModelShape) -> ParameterCounts:
     tower_matrices = vision.layers * (4 * channels**2 + 2 * channels * vision.intermediate_size)
     # Per layer four biases of attention, two of the MLP, and two norms with weight and bias.
     tower_rest = vision.layers * (4 * channels + vision.intermediate_size + channels + 4 * channels)
-    embedding = channels * (vision.patch_values + 1) + vision.patches * channels
+    embedding = channels * (vision.patch_values + vision.rows)
+    # Either the class token itself and a norm, or the bias of the patches' embedding.
+    embedding += 3 * channels if vision.class_token else channels
     return ParameterCounts(
         vision_matrices=tower_matrices + channels * width + width**2,
         vision_rest=tower_rest + embedding + 2 * width,
@@ -125,11 +127,11 @@ def vision_bytes(vision: VisionShape, frames: int, bytes_per_value: int, blocks:
     within and behind its activation function. Attention and MLP are added, although they never run together: an arena
     keeps what it was given, and pieces of one size seldom serve the other.
     """
-    patches = min(frames, blocks.frames) * vision.patches
+    rows = min(frames, blocks.frames) * vision.rows
     heads = max(1, round(vision.hidden_size / _VISION_HEAD_DIM))
-    attention = 3 * patches * vision.hidden_size + 2 * heads * patches * vision.patches
-    mlp = 3 * patches * vision.intermediate_size
-    return (2 * patches * vision.hidden_size + attention + mlp) * bytes_per_value
+    attention = 3 * rows * vision.hidden_size + 2 * heads * rows * vision.rows
+    mlp = 3 * rows * vision.intermediate_size
+    return (2 * rows * vision.hidden_size + attention + mlp) * bytes_per_value
 
 
 def merge_bytes(model: ModelShape, frames: int) -> int:

@@ -137,7 +137,8 @@ def observe(
     count = manifest.frames if frames is None else frames
     # The model and the eye want frames of different sizes; to keep whole ones for both could take gigabytes.
     session = pipeline.open(video, frames=count, prune=prune)
-    sampled = read_frames(video, count, lambda frame: display_frames(frame[None])[0])
+    of_frame = centre if manifest.preprocessing.center_crop else np.asarray
+    sampled = read_frames(video, count, lambda frame: display_frames(of_frame(frame)[None])[0])
     scores, kept = session.attend(ids)
     answer = session.ask(ids, SamplingConfig(max_new_tokens=_ANSWER_TOKENS))
     names = [manifest.model.name + (" with random weights" if manifest.model.random_weights else "")]
@@ -154,6 +155,14 @@ def observe(
         layer=manifest.prune.prune_layer,
         title=", ".join(names),
     )
+
+
+def centre(frame: np.ndarray) -> np.ndarray:
+    """The square in the middle of a frame [H, W, 3], which is all that some models are shown."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return frame[top : top + side, left : left + side]
 
 
 def display_frames(frames: np.ndarray) -> np.ndarray:

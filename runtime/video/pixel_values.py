@@ -27,7 +27,7 @@ def preprocess(frames: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArr
 
     Returns:
         float32 [T, 3, size, size]: equal to transformers' Pillow processors for frames no higher than wide,
-        and within one level of 255, rarely two, of its video processor for all.
+        and within one level of 255, rarely two, of its video processors for all.
 
     Raises:
         PruneVidError: The frames have another type or shape.
@@ -49,16 +49,39 @@ def resize(frame: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
     What this makes of each frame is all that need be kept of a video. Of the frame itself, nothing is copied as a
     whole: frames may be large.
     """
-    size, height, width = preprocessing.size, frame.shape[0], frame.shape[1]
-    filter_ = Image.Resampling[preprocessing.resample.upper()]
+    size, filter_ = preprocessing.size, Image.Resampling[preprocessing.resample.upper()]
+    height, width = frame.shape[:2]
+    new_height, new_width = _resized(height, width, preprocessing)
+    top, left = (new_height - size) // 2, (new_width - size) // 2
     # In two steps, because the order matters where the first one clips: the video processor resizes along
-    # the width first, as Pillow did up to version 12; Pillow 13 does what is cheaper.
+    # the width first, as Pillow did up to version 12; Pillow 13 does what is cheaper. And in blocks, of which only what
+    # is shown is kept: an edge of a long and narrow frame may become far longer than it was.
     narrow = np.empty((height, size, 3), np.uint8)
-    rows = max(1, _BLOCK_PIXELS // width)
-    for top in range(0, height, rows):
-        block = np.ascontiguousarray(frame[top : top + rows])
-        narrow[top : top + rows] = np.asarray(Image.fromarray(block).resize((size, len(block)), filter_))
-    return np.asarray(Image.fromarray(narrow).resize((size, size), filter_))
+    rows = max(1, _BLOCK_PIXELS // max(width, new_width))
+    for start in range(0, height, rows):
+        block = np.ascontiguousarray(frame[start : start + rows])
+        resized = np.asarray(Image.fromarray(block).resize((new_width, len(block)), filter_))
+        narrow[start : start + rows] = resized[:, left : left + size]
+    shown = np.empty((size, size, 3), np.uint8)
+    columns = max(1, _BLOCK_PIXELS // max(height, new_height))
+    for start in range(0, size, columns):
+        block = np.ascontiguousarray(narrow[:, start : start + columns])
+        resized = np.asarray(Image.fromarray(block).resize((block.shape[1], new_height), filter_))
+        shown[:, start : start + columns] = resized[top : top + size]
+    return shown
+
+
+def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width of a frame before anything is cut off.
+
+    Source: `get_resize_output_image_size` in transformers' image_transforms.py, which rounds the longer edge down.
+    """
+    size = preprocessing.size
+    if not preprocessing.center_crop:
+        return size, size
+    if width <= height:
+        return int(size * height / width), size
+    return size, int(size * width / height)
 
 
 def resizer(preprocessing: Preprocessing) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:

@@ -19,11 +19,13 @@ class Preprocessing:
     """From 8-bit frames to pixel values: a square of ``size``, then (value * rescale - mean) / std.
 
     Attributes:
-        size: Side of the square that frames are resized to, in pixels; their aspect ratio is not kept.
+        size: Side of the square that frames become, in pixels.
         mean: Subtracted from the rescaled red, green and blue.
         std: What the difference is divided by.
         rescale: Multiplied to the 8-bit values first.
         resample: One of RESAMPLE; all antialias when shrinking but nearest.
+        center_crop: Whether frames keep their aspect ratio: the shorter edge becomes `size`, and the square in the
+            middle is cut out. Otherwise they are shown whole, squeezed into the square.
 
     Raises:
         InvalidValueError: A value is out of its range.
@@ -34,6 +36,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     rescale: float = 1 / 255
     resample: str = "bicubic"
+    center_crop: bool = False
 
     def __post_init__(self) -> None:
         require_integer("preprocessing: size", self.size, 1, _MAX_SIZE)

@@ -6,6 +6,7 @@ exported can be asked. Which file wins is transformers' order (``ProcessorMixin`
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ def prompt_of_bytes(folder: Path, chat: ChatFormat, max_positions: int) -> Promp
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: i for i, symbol in enumerate(alphabet)}
+    free = (number for number in itertools.count() if number not in chat.special_tokens.values())
+    vocabulary = dict(zip(alphabet, free, strict=False))
     tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, **chat.special_tokens}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

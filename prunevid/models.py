@@ -133,6 +133,25 @@ def _llava_onevision(
     return KnownModel("llava_onevision", f"llava-hf/llava-onevision-qwen2-{size}-ov-hf", shape, figures)
 
 
+_CLIP_L = VisionShape(23, 1024, 4096, patches=24 * 24, patch_values=3 * 14 * 14, class_token=True)
+
+
+def _llava_of_vicuna(name: str, layout: TokenLayout, frames: int) -> ModelShape:
+    """A LLaVA of CLIP-L/14 at 336 pixels, whose last layer is not run, and Vicuna 7B."""
+    return ModelShape(
+        name=name,
+        decoder=VICUNA_7B,
+        vision=_CLIP_L,
+        image_size=336,
+        layout=layout,
+        tied=False,
+        projection_bias=False,
+        query_key_norm=False,
+        max_positions=4096,
+        frames=frames,
+    )
+
+
 _DEMO = ModelShape(
     name="demo",
     decoder=DecoderShape(7, 128, 256, heads=4, kv_heads=2, head_dim=32, vocab_size=61),
@@ -178,6 +197,12 @@ KNOWN = {
             "72b",
             DecoderShape(80, 8192, 29568, heads=64, kv_heads=8, head_dim=128, vocab_size=152000),
             tied=False,
+        ),
+        # 28 frames are all that 4096 positions take, and leave 64 for prompt, question and answer; 24 leave 640.
+        KnownModel(
+            "llava_next_video",
+            "llava-hf/LLaVA-NeXT-Video-7B-hf",
+            _llava_of_vicuna("llava-next-video", TokenLayout(12 * 12, (12, 12)), frames=24),
         ),
         KnownModel("llava_onevision", None, _DEMO),
     )

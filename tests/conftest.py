@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from transformers import LlavaOnevisionForConditionalGeneration
+    from transformers import PreTrainedModel
 
     from prunevid.calibration.questions import AskedVideo
 
@@ -37,7 +37,7 @@ def ordinary_signals() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[[str], LlavaOnevisionForConditionalGeneration]:
+def tiny_model() -> Callable[[str], PreTrainedModel]:
     """Builds the tiny model of a name in `models.TINY`."""
     pytest.importorskip("torch")
     from models import TINY, build_model
@@ -63,10 +63,12 @@ def tiny_bundle(
 
     @cache
     def export_tiny(name: str, dialect: str) -> Path:
+        from models import TINY
+
         from prunevid.export import export
 
         output = tmp_path_factory.mktemp("bundles") / f"{name}-{dialect}"
-        return export("llava-ov", output, checkpoint=str(tiny_checkpoint(name)), dialect=dialect).path
+        return export(TINY[name].model, output, checkpoint=str(tiny_checkpoint(name)), dialect=dialect).path
 
     return export_tiny
 

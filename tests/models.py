@@ -1,4 +1,4 @@
-"""Tiny LLaVA-OneVision checkpoints with random weights that behave like trained ones where it matters.
+"""Tiny checkpoints of every family with random weights that behave like trained ones where it matters.
 
 Attention is peaked rather than uniform, norms and biases are not trivial, and greedy text does not repeat
 itself: a mistake in any of them changes the answer.
@@ -17,9 +17,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
     GenerationConfig,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -46,11 +47,12 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Tiny:
-    """One tiny model: what its language model is, and how many patches a frame's side has in the tower."""
+    """One tiny model: its family, what its language model is, and how many patches a frame's side has in the tower."""
 
     decoder: str = "qwen2"
     tied: bool = False
     side: int = 9
+    family: str = "llava_onevision"
 
     @property
     def image_size(self) -> int:
@@ -59,8 +61,13 @@ class Tiny:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Visual tokens of a frame: half the side, rounded up, squared."""
-        return ((self.side + 1) // 2) ** 2
+        """Visual tokens of a frame: half the side, rounded up in LLaVA-OneVision and down elsewhere, squared."""
+        return ((self.side + (self.family == "llava_onevision")) // 2) ** 2
+
+    @property
+    def model(self) -> str:
+        """A known model of the family."""
+        return {"llava_onevision": "llava-ov"}.get(self.family, self.family.replace("_", "-"))
 
 
 # Odd and even sides, since pooling rounds up.
@@ -70,10 +77,11 @@ TINY = {
     "llama": Tiny("llama"),
     "qwen3": Tiny("qwen3"),
     "mistral": Tiny("mistral"),
+    "next-video": Tiny("llama", family="llava_next_video"),
 }
 
 
-def build_model(tiny: Tiny, seed: int = 0, **text_settings: Any) -> LlavaOnevisionForConditionalGeneration:
+def build_model(tiny: Tiny, seed: int = 0, **text_settings: Any) -> PreTrainedModel:
     """The model in float32, with eager attention, so that its probabilities can be looked at.
 
     text_settings: further fields of the language model's config.
@@ -100,16 +108,17 @@ def build_model(tiny: Tiny, seed: int = 0, **text_settings: Any) -> LlavaOnevisi
         # Wider than hidden_size / heads, as in the real family.
         text["head_dim"] = 24
     text |= text_settings
-    config = LlavaOnevisionConfig(
+    tower = {"vision_use_head": False} if tiny.family == "llava_onevision" else {"num_hidden_layers": 3}
+    config = CONFIG_MAPPING[tiny.family](
         vision_config={
-            "model_type": "siglip_vision_model",
+            "model_type": "siglip_vision_model" if tiny.family == "llava_onevision" else "clip_vision_model",
             "hidden_size": 48,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
             "num_attention_heads": 3,
             "image_size": tiny.image_size,
             "patch_size": PATCH,
-            "vision_use_head": False,
+            **tower,
         },
         text_config=text,
         image_token_index=IDS["<image>"],
@@ -118,7 +127,7 @@ def build_model(tiny: Tiny, seed: int = 0, **text_settings: Any) -> LlavaOnevisi
         attn_implementation="eager",
     )
     torch.manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration(config).eval()
+    model: PreTrainedModel = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_weight(name, parameter.shape))
@@ -163,25 +172,28 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, folder: Path, max_shard_size: str = "5GB") -> Path:
+def save_checkpoint(model: PreTrainedModel, folder: Path, max_shard_size: str = "5GB") -> Path:
     """Write the model as a checkpoint folder with all that an export reads; returns the folder."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     build_tokenizer().save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    save_preprocessing(folder, model.config.vision_config.image_size)
+    vision = model.config.vision_config
+    save_preprocessing(folder, vision.image_size, crop=vision.model_type == "clip_vision_model")
     return folder
 
 
-def save_preprocessing(folder: Path, size: int) -> None:
+def save_preprocessing(folder: Path, size: int, *, crop: bool = False) -> None:
     """Write what a checkpoint says of how frames become pixel values, for a tower of that size."""
     import json
 
+    square = {"height": size, "width": size}
     preprocessing = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "rescale_factor": 1 / 255,
         "resample": 3,
-        "size": {"height": size, "width": size},
+        "size": {"shortest_edge": size} if crop else square,
+        **({"crop_size": square, "do_center_crop": True} if crop else {}),
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing), encoding="utf-8")
 
@@ -205,7 +217,7 @@ def pixel_values(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(((scaled - 0.5) / 0.5).transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-def video_features(model: LlavaOnevisionForConditionalGeneration, pixels: Array) -> npt.NDArray[np.float32]:
+def video_features(model: Any, pixels: Array) -> npt.NDArray[np.float32]:
     """What the model's own tower, projector and pooling make of pixel values: [T, N, C], without newline."""
     config = model.config
     with torch.no_grad():
@@ -213,8 +225,16 @@ def video_features(model: LlavaOnevisionForConditionalGeneration, pixels: Array)
             torch.from_numpy(pixels)[None],
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
-        ).pooler_output[0, :-1]
+        ).pooler_output[0]
+    found = found[: len(found) - len(behind_video(model))]
     return np.asarray(found.reshape(len(pixels), -1, found.shape[-1]).numpy())
+
+
+def behind_video(model: Any) -> torch.Tensor:
+    """The learned vectors [n, C] that stand behind a video's tokens."""
+    if model.config.model_type == "llava_onevision":
+        return model.model.image_newline.detach()[None]
+    return torch.empty(0, model.config.text_config.hidden_size)
 
 
 def structured_features(

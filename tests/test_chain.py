@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from models import IDS, TINY, build_tokenizer, merge_is_clear, pixel_values, render_frames, video_features
+from models import (
+    IDS,
+    TINY,
+    behind_video,
+    build_tokenizer,
+    merge_is_clear,
+    pixel_values,
+    render_frames,
+    video_features,
+)
 from torch_method import Trace, generate_pruned
 
 from prunevid import PruneConfig
@@ -28,6 +37,7 @@ from prunevid.runtime.text.sampling import SamplingConfig
 Array = npt.NDArray[Any]
 
 BUNDLES = [("qwen2", "ort"), ("qwen2", "portable"), ("tied", "portable"), ("qwen3", "ort")]
+BUNDLES += [("next-video", "ort"), ("next-video", "portable")]
 SHORT, LONG = "Why?", "Which of the two shapes moves to the left, and what colour does it have? " * 5
 NEW_TOKENS = 12
 # What is promised; measured at 1e-4 and below.
@@ -89,8 +99,8 @@ def generate(model: Any, frames: Array, question: str) -> tuple[list[int], Array
     """Ids and logits of transformers, greedy and unpruned."""
     before, after = prompt_ids(question)
     pixels = torch.from_numpy(pixel_values(frames))
-    side = (model.config.vision_config.image_size // 8 + 1) // 2
-    ids = torch.tensor([[*before, *[IDS["<video>"]] * (len(frames) * side**2 + 1), *after]])
+    visual = video_features(model, pixel_values(frames)).size // model.config.text_config.hidden_size
+    ids = torch.tensor([[*before, *[IDS["<video>"]] * (visual + len(behind_video(model))), *after]])
     found = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -14,7 +14,7 @@ from prunevid import PruneVidError
 from prunevid.export.catalog import shipped_config
 from prunevid.export.checkpoint.json_files import find_file, read_json
 from prunevid.export.checkpoint.schema import Section, conform, list_of, number, one_of, whole
-from prunevid.export.families import llava_onevision
+from prunevid.export.families import family_of, llava_onevision
 from prunevid.models import KNOWN
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -123,8 +123,10 @@ def test_there_are_a_few_hundred_of_them() -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_configs_as_they_are_pass(name: str) -> None:
     # What the mutations above change must be all that is wrong with them.
-    config = llava_onevision.parse_config(shipped_config(KNOWN[name]), name)
-    assert llava_onevision.decoder_spec(config).shape.layers == config.text_config.num_hidden_layers
+    data = shipped_config(KNOWN[name])
+    family = family_of(data, name)
+    config = family.parse_config(data, name)
+    assert family.decoder_spec(config).shape.layers == config.text_config.num_hidden_layers
 
 
 @pytest.mark.parametrize(

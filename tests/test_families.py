@@ -26,9 +26,9 @@ def test_families_have_names_of_their_own_and_templates_their_tokens() -> None:
         assert all(token in family.CHAT.template for token in (family.CHAT.video_token, family.CHAT.end))
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": "llava"}, {"model_type": ["x" * 1000]}])
+@pytest.mark.parametrize("config", [{}, {"model_type": "gpt2"}, {"model_type": ["x" * 1000]}])
 def test_a_config_of_no_family_is_refused_by_what_it_says(config: dict[str, object]) -> None:
-    with pytest.raises(PruneVidError, match=r"^it is a .{1,80} model: this exporter knows 'llava_onevision'$"):
+    with pytest.raises(PruneVidError, match=r"^it is a .{1,80} model: this exporter knows ('\w+'(, )?)+$"):
         family_of(config, "it")
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import needs
 import onnx
@@ -21,7 +22,7 @@ from prunevid.export import settings
 from prunevid.export.catalog import shipped_config
 from prunevid.export.engine.rtx_worker import known_capabilities
 from prunevid.export.engine.targets import rtx_capabilities
-from prunevid.export.families import llava_onevision, text_config
+from prunevid.export.families import family_of, text_config
 from prunevid.models import KNOWN, ModelShape, known_model
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.backends.arrays import Array
@@ -49,19 +50,19 @@ PUBLISHED = Shares(0.425, 0.17)
 
 def derived(name: str) -> ModelShape:
     """The shapes that the exporter reads from the shipped config of a known model."""
-    config = llava_onevision.parse_config(shipped_config(known_model(name)), name)
-    return of_config(name, config, KNOWN[name].frames)
+    data = shipped_config(known_model(name))
+    return of_config(name, family_of(data, name).parse_config(data, name), KNOWN[name].frames)
 
 
-def of_config(name: str, config: object, frames: int) -> ModelShape:
-    vision, text = config.vision_config, config.text_config  # type: ignore[attr-defined]
-    spec = llava_onevision.decoder_spec(config)
+def of_config(name: str, config: Any, frames: int) -> ModelShape:
+    vision, text, family = config.vision_config, config.text_config, family_of(config.to_dict(), name)
+    spec = family.decoder_spec(config)
     return ModelShape(
         name=name,
         decoder=spec.shape,
-        vision=llava_onevision.vision_shape(config),
+        vision=family.vision_shape(config),
         image_size=vision.image_size,
-        layout=llava_onevision.token_layout(config),
+        layout=family.token_layout(config),
         tied=text_config.is_tied(config),
         projection_bias=spec.projection_bias,
         query_key_norm=spec.query_key_norm,
@@ -82,10 +83,20 @@ def test_an_unknown_model_is_refused_by_name() -> None:
         replace(KNOWN["llava-ov"].shape, max_positions=0)
 
 
+def shapes_run(model: Any, name: str) -> dict[str, tuple[int, ...]]:
+    """The model's tensors, without those of the tower's layers that are not run."""
+    family = family_of(model.config.to_dict(), name)
+    layers = range(family.vision_shape(model.config).layers, model.config.vision_config.num_hidden_layers)
+    unused = tuple(f"model.vision_tower.encoder.layers.{layer}." for layer in layers)
+    return {n: shape for n, shape in family.NAMES.shapes(model).items() if not n.startswith(unused)}
+
+
 @pytest.mark.parametrize("name", list(KNOWN))
 def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
-    config = llava_onevision.parse_config(shipped_config(known_model(name)), name)
-    shapes = llava_onevision.NAMES.shapes(llava_onevision.empty_model(config))
+    data = shipped_config(known_model(name))
+    family = family_of(data, name)
+    config = family.parse_config(data, name)
+    shapes = shapes_run(family.empty_model(config), name)
     count = {tensor: math.prod(shape) for tensor, shape in shapes.items()}
     found = parameter_counts(KNOWN[name].shape)
     assert found.total == sum(count.values())
@@ -107,7 +118,7 @@ def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
 @pytest.mark.parametrize("name", list(TINY))
 def test_parameters_of_other_decoders(name: str) -> None:
     model = build_model(TINY[name])
-    shapes = llava_onevision.NAMES.shapes(model)
+    shapes = shapes_run(model, name)
     expected = sum(math.prod(shape) for shape in shapes.values())
     assert parameter_counts(of_config(name, model.config, 1)).total == expected
 
@@ -132,7 +143,7 @@ def test_a_bundle_tells_its_shapes_and_holds_the_parameters_counted(
     bundle = tiny_bundle(name, "ort")
     shape = shape_of(open_bundle(bundle))
     config = tiny_model(name).config  # type: ignore[attr-defined]
-    assert shape == of_config("llava-ov", config, shape.frames)
+    assert shape == of_config(TINY[name].model, config, shape.frames)
     assert parameter_counts(shape).total == external_values(bundle)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from models import video_features
-from transformers import DynamicCache, LlavaOnevisionForConditionalGeneration
+from models import behind_video, video_features
+from transformers import DynamicCache
 
 from prunevid import PruneConfig, merge_tokens, select_tokens
 
@@ -39,14 +39,14 @@ class Trace:
 
 @torch.no_grad()
 def generate_pruned(
-    model: LlavaOnevisionForConditionalGeneration,
+    model: Any,
     pixels: Array,
     prefix_ids: Sequence[int],
     suffix_ids: Sequence[int],
     config: PruneConfig,
     max_new_tokens: int,
 ) -> Trace:
-    """Answer greedily. The sequence is prefix, merged video, newline, suffix; the suffix scores the video."""
+    """Answer greedily. The sequence: prefix, merged video, what stands behind it, suffix, which scores the video."""
     merged = merge_tokens(video_features(model, pixels), config)
     inner, visual, first = model.model, len(merged.tokens), len(prefix_ids)
     embed = inner.language_model.embed_tokens
@@ -54,7 +54,7 @@ def generate_pruned(
         [
             embed(torch.tensor(list(prefix_ids), dtype=torch.long)),
             torch.from_numpy(merged.tokens),
-            inner.image_newline[None],
+            behind_video(model),
             embed(torch.tensor(list(suffix_ids), dtype=torch.long)),
         ]
     )
@@ -85,7 +85,7 @@ def generate_pruned(
 class _Steps:
     """Runs ranges of the model's layers over rows at given positions; keeps KV cache and probabilities."""
 
-    def __init__(self, model: LlavaOnevisionForConditionalGeneration) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model.model.language_model
         if self._model.config._attn_implementation != "eager":
             raise ValueError("only eager attention tells its probabilities")
@@ -128,6 +128,6 @@ def _causal_mask(past: int, rows: int) -> torch.Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[None, None]
 
 
-def _end_ids(model: LlavaOnevisionForConditionalGeneration) -> tuple[int, ...]:
+def _end_ids(model: Any) -> tuple[int, ...]:
     found = model.generation_config.eos_token_id
     return tuple(found) if isinstance(found, list) else (found,)

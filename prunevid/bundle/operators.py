@@ -19,7 +19,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 _GRAPH = _names(
-    "Add And Cast CastLike Concat Constant Conv Cos Div Equal Expand Gather Gelu Gemm Greater "
+    "Add And AveragePool Cast CastLike Concat Constant Conv Cos Div Equal Expand Gather Gelu Gemm Greater "
     "LayerNormalization Less LessOrEqual MatMul Max Mul Not Range ReduceMax ReduceMean ReduceSum ReduceSumSquare "
     "Reshape Resize ScatterElements Shape Sigmoid Sin Slice Softmax Sqrt Squeeze Sub Transpose Unsqueeze Where "
     "prunevid.DpcKnn prunevid.GroupTopK prunevid.RefineSegments"

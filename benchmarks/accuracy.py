@@ -25,8 +25,8 @@ from demo import world
 from prunevid.export import export
 from prunevid.export.catalog import checkpoint_of_demo
 from prunevid.runtime import Answer, SamplingConfig, VideoSession, load
-from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline
+from prunevid.runtime.sequence import VideoTokens
 from prunevid.runtime.video.pixel_values import preprocess
 
 _SAMPLING = SamplingConfig(max_new_tokens=6)

@@ -235,7 +235,7 @@ def _read_inputs(source: _Source, dtype: ir.DataType) -> _Inputs:
     shapes = names.shapes(empty)
     if source.checkpoint is None:
         return _Inputs(empty, RandomWeights(dtype, shapes), is_tied(config), None, family.PROCESSOR.usual(size))
-    prompt = read_prompt(source.checkpoint, config, family.placeholder(config))
+    prompt = read_prompt(source.checkpoint, config, family.placeholder(config), family.token_layout(config))
     preprocessing = read_preprocessing(source.checkpoint, family.PROCESSOR, size, patches)
     head = {names.head: shapes[names.embeddings]}
     weights = SafetensorsWeights(source.checkpoint, dtype, shapes, names.renames, head)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunevid.bundle import PromptSpec
+from prunevid.bundle.sections.layout import TokenLayout
 from prunevid.errors import PruneVidError
 from prunevid.export.checkpoint.json_files import find_file, read_json, read_text
 from prunevid.export.checkpoint.schema import Section, conform, either, list_of, optional, refuse, text, whole
@@ -47,12 +48,12 @@ class CheckpointPrompt:
         return self.spec
 
 
-def read_prompt(checkpoint: Path, config: Any, placeholder: int) -> CheckpointPrompt:
+def read_prompt(checkpoint: Path, config: Any, placeholder: int, layout: TokenLayout) -> CheckpointPrompt:
     """The text side of a checkpoint, found to be usable.
 
-    placeholder: the number of the token that stands for the video. Raises PruneVidError where a file is missing or
-    damaged, where tokenizer and config disagree, and where the template cannot be rendered with a video and a question
-    behind it.
+    placeholder: the number of the token that stands for the video, or for each of its frames. layout: which of the two,
+    and what else stands among visual tokens. Raises PruneVidError where a file is missing or damaged, where tokenizer
+    and config disagree, and where the template cannot be rendered with a video and a question behind it.
     """
     tokenizer = find_file(checkpoint, TOKENIZER)
     if not tokenizer:
@@ -90,10 +91,12 @@ def read_prompt(checkpoint: Path, config: Any, placeholder: int) -> CheckpointPr
         special_tokens=special,
     )
     try:
-        prompt = ChatPrompt(tokenizer, template, video_token, eos_ids, special_tokens=special)
+        prompt = ChatPrompt(
+            tokenizer, template, video_token, eos_ids, special_tokens=special, placeholder=layout.placeholder
+        )
     except PruneVidError as error:
         raise PruneVidError(f"{source} cannot be used: {error}") from error
-    if spec.max_positions <= prompt.least_tokens + 1:
+    if spec.max_positions <= prompt.least_tokens + len(layout.after_video):
         allowed = f"more than the {prompt.least_tokens} tokens around a video"
         raise refuse(
             str(checkpoint / "config.json"), "text_config.max_position_embeddings", spec.max_positions, allowed

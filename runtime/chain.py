@@ -8,7 +8,7 @@ between questions, is :mod:`prunevid.runtime.session`'s business.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from prunevid.files import reading
 from prunevid.runtime.backends.arrays import Array, Slot
 from prunevid.runtime.backends.backend import Backend
 from prunevid.runtime.kv_cache import KvCache, RowBuffer
+from prunevid.runtime.sequence import Prefix, VideoTokens, arrange, positions
+from prunevid.text.chat import ChatPrompt
 
 # What merging yields.
 _MERGED = ("video_tokens", "token_group", "token_count", "patch_to_token", "frame_segment")
@@ -27,28 +29,13 @@ _NO_MERGE = "the merging graph of this bundle gives no merged tokens: export the
 
 
 @dataclass(frozen=True)
-class VideoTokens:
-    """A video as the language model will see it.
-
-    tokens [V, C] of the bundle's dtype, where the graphs run; on the host: group int64 [V], ascending, the group each
-    token belongs to; patch_to_token int64 [T, N], where each patch went; frame_segment int64 [T], the segment of each
-    frame.
-    """
-
-    tokens: Array
-    group: np.ndarray
-    patch_to_token: np.ndarray
-    frame_segment: np.ndarray
-
-
-@dataclass(frozen=True)
 class Selection:
     """What select kept.
 
     Attributes:
-        kept: Which visual tokens, int64 [R].
+        kept: Which rows, counted from the first visual token's, int64 [R]; text among the tokens is always kept.
         hidden: Their hidden states and all text's, [1, rows, C].
-        position_ids: The rows' positions, int64 [1, rows].
+        position_ids: The rows' positions, int64 [axes, rows].
         cache: The KV of llm_pre's layers, cut to those rows.
     """
 
@@ -102,19 +89,25 @@ class Chain:
             raise PruneVidError(f"token ids must be whole numbers from 0 to {len(self._table) - 1}")
         return np.asarray(self._table[rows.astype(np.int64)])
 
-    @property
-    def after_video(self) -> np.ndarray:
-        """The rows [n, C] that stand behind a video."""
-        return self.embed([piece.row for piece in self.manifest.token_layout.after_video if piece.row is not None])
+    def arrange(self, video: VideoTokens, prompt: ChatPrompt) -> Prefix:
+        """All rows before a question, in their order. Raises PruneVidError where the tokens are none of this model."""
+        tokens, group = self._tokens.readable(video.tokens), np.asarray(self._group.readable(video.group))
+        if len(tokens) != len(group):
+            raise PruneVidError(f"group of a video must have shape [{len(tokens)}], not [{len(group)}]")
+        video = replace(video, tokens=tokens, group=group)
+        return arrange(video, prompt.prefix, prompt.between, self.manifest.token_layout, prompt.tokenizer.encode)
 
-    def embed_prefix(self, ids: Sequence[int] | np.ndarray, video: VideoTokens) -> Array:
-        """Embeddings [n, C] of all that stands before a question: text, visual tokens, what stands behind them."""
-        tokens = self._tokens.readable(video.tokens)
-        visual, after = int(tokens.shape[0]), self.after_video
-        embeds = self.memory.empty((len(ids) + visual + len(after), self._shape.hidden_size), self.dtype)
-        self.memory.copy(self.embed(ids), embeds[: len(ids)])
-        self.memory.copy(tokens, embeds[len(ids) : len(ids) + visual])
-        self.memory.copy(after, embeds[len(ids) + visual :])
+    def positions(self, start: int, rows: int) -> np.ndarray:
+        """Positions of ``rows`` rows of text from ``start`` on, int64 [axes, rows]."""
+        return positions(start, rows, self.manifest.token_layout.position_axes)
+
+    def embed_prefix(self, prefix: Prefix) -> Array:
+        """Embeddings [rows, C] of all that stands before a question."""
+        embeds = self.memory.empty((len(prefix), self._shape.hidden_size), self.dtype)
+        for rows, tokens in prefix.runs():
+            self.memory.copy(
+                self.embed(prefix.ids[rows]) if tokens is None else prefix.video.tokens[tokens], embeds[rows]
+            )
         return embeds
 
     def new_features(self, frames: int) -> Array:
@@ -206,12 +199,12 @@ class Chain:
         self,
         embeds: Array,
         cache: KvCache,
-        position: int,
+        position_ids: np.ndarray,
         *,
         hidden: Array | None = None,
         scored: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Layers 0 to M over ``embeds`` [S, C] at positions from ``position`` on, behind what the cache holds.
+        """Layers 0 to M over ``embeds`` [S, C] at ``position_ids`` int64 [axes, S], behind what the cache holds.
 
         Returns hidden [1, S, C], written into ``hidden`` where that is given, and, if these rows are the question
         (``scored``), its scores, float32 of every row so far; else None.
@@ -230,7 +223,7 @@ class Chain:
             first_asking = 0 if scored else rows - 1
             feeds = {
                 "inputs_embeds": embeds[start:stop].reshape(1, rows, channels),
-                "position_ids": positions(position + start, rows),
+                "position_ids": position_ids[:, start:stop],
                 "past_length": np.array([cache.length], np.int64),
                 "question_start": np.array([first_asking], np.int64),
                 **cache.past(decoding=decoding),
@@ -256,7 +249,7 @@ class Chain:
         return both
 
     def run_post(self, hidden: Array, cache: KvCache, position_ids: Array) -> np.ndarray:
-        """The layers behind M over hidden [1, S, C] at ``position_ids`` int64 [1, S], behind what the cache holds.
+        """The layers behind M over hidden [1, S, C] at ``position_ids`` int64 [axes, S], behind what the cache holds.
 
         Returns the last row's logits, float32 [vocab].
         """
@@ -281,29 +274,31 @@ class Chain:
     def run_select(
         self,
         scores: Array,
-        video: VideoTokens,
-        start: int,
+        prefix: Prefix,
+        position_ids: np.ndarray,
         hidden: Array,
         cache: KvCache,
         prune: PruneConfig,
         room: int,
     ) -> Selection:
-        """Keep the best-scored tokens of each group and all text; ``start`` is the first visual token's row.
+        """Keep the best-scored tokens of each group and all text.
 
-        ``cache`` and ``hidden`` [1, T, C] hold all rows; the new cache has ``room`` rows left for decoding.
+        ``position_ids`` int64 [axes, T], ``hidden`` [1, T, C] and ``cache`` are of all rows; the new cache has ``room``
+        rows left for decoding.
         """
-        group, quota = _quotas(np.asarray(self._group.readable(video.group)), prune)
-        kept = int(quota.sum())
-        rows = int(hidden.shape[1]) - len(group) + kept
+        contest = prefix.contest(prune, self.manifest.token_layout.tokens_per_frame)
+        if len(contest.always):
+            scores = contest.scores(self.memory.download(scores), prefix.start)
+        kept = int(contest.quota.sum())
+        rows = int(hidden.shape[1]) - len(contest.group) + kept
         kept_cache = self.new_cache(self.pre_layers, rows + room)
         feeds: dict[str, Array] = {
             "question_scores": scores,
-            "token_group": group,
-            "quota": quota,
+            "token_group": contest.group,
+            "quota": contest.quota,
             "kept_count": np.array([kept], np.int64),
-            # Positions over the merged sequence are contiguous.
-            "position_ids": positions(0, int(hidden.shape[1])),
-            "video_start": np.array([start], np.int64),
+            "position_ids": position_ids,
+            "video_start": np.array([prefix.start], np.int64),
             "hidden": hidden,
             **cache.past(),
         }
@@ -312,7 +307,7 @@ class Chain:
         # The quotas tell how many there will be, so that nobody has to wait for them.
         outputs: dict[str, Array] = {
             "kept": self.memory.empty((kept,), np.dtype(np.int64)),
-            "kept_position_ids": self.memory.empty((1, rows), np.dtype(np.int64)),
+            "kept_position_ids": self.memory.empty((len(position_ids), rows), np.dtype(np.int64)),
             "kept_hidden": self.memory.empty((1, rows, self._shape.hidden_size), self.dtype),
         }
         self._select.run(feeds, {**outputs, **kept_cache.present(rows)})
@@ -329,16 +324,3 @@ def _checked(slot: Slot, frames: Any) -> Any:
     if not len(checked):
         raise PruneVidError("there are no frames to encode or merge: give at least one")
     return checked
-
-
-def positions(start: int, rows: int) -> np.ndarray:
-    """Positions of ``rows`` rows from ``start`` on, int64 [1, rows]."""
-    return np.arange(start, start + rows, dtype=np.int64)[None]
-
-
-def _quotas(group: np.ndarray, prune: PruneConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The groups among which tokens compete, and how many each keeps: int64 [V] and int64 [G]."""
-    if prune.selection == "global":
-        group = np.zeros_like(group)
-    sizes = np.bincount(group)
-    return group, prune.keep_counts(int(sizes.max(initial=0)))[sizes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from prunevid.config import SETTINGS, PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.backends.backend import choose_backend
-from prunevid.runtime.chain import Chain, VideoTokens
+from prunevid.runtime.chain import Chain
 from prunevid.runtime.features import VideoFeatures
+from prunevid.runtime.sequence import VideoTokens
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.stream import AnswerStream
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.timings import Stopwatch
+from prunevid.runtime.timings import Stopwatch, Timings
 from prunevid.runtime.unsupported import check_supported
 from prunevid.runtime.video.frames import SampledFrames
 from prunevid.runtime.video.pixel_values import preprocess, resizer
@@ -105,9 +107,8 @@ class Pipeline:
         sampled, pixel_values = self._read(video, frames, stopwatch)
         with stopwatch.stage("vision"):
             tokens = self.chain.encode_and_merge(pixel_values, settings)
-        return VideoSession(
-            self.chain, self.prompt, tokens, settings, opening=stopwatch.timings, skipped_frames=sampled.skipped
-        )
+        tokens = replace(tokens, seconds=sampled.timestamps_s)
+        return self._session(tokens, settings, stopwatch.timings, sampled.skipped)
 
     def features(self, video: Video, frames: int | None = None) -> VideoFeatures:
         """Read and encode a video, for sessions with any settings.
@@ -140,16 +141,21 @@ class Pipeline:
         """
         settings = resolve_prune(self.bundle.manifest.prune, prune)
         if isinstance(video, VideoTokens):
-            return VideoSession(self.chain, self.prompt, video, settings)
+            return self._session(video, settings)
         stopwatch = Stopwatch(self.chain.now, video.timings)
         if settings is None:
             tokens = self.chain.unmerged(video.features)
         else:
             with stopwatch.stage("merge"):
                 tokens = self.chain.merge(video.features, settings)
-        return VideoSession(
-            self.chain, self.prompt, tokens, settings, opening=stopwatch.timings, skipped_frames=video.skipped
-        )
+        tokens = replace(tokens, seconds=video.seconds)
+        return self._session(tokens, settings, stopwatch.timings, video.skipped)
+
+    def _session(
+        self, video: VideoTokens, settings: PruneConfig | None, opening: Timings | None = None, skipped: int = 0
+    ) -> VideoSession:
+        prefix = self.chain.arrange(video, self.prompt)
+        return VideoSession(self.chain, self.prompt, prefix, settings, opening=opening, skipped_frames=skipped)
 
     def window(self, frames: int | None = None) -> FeatureWindow:
         """An empty window over a video that goes on: push frames, and open a `session` on its features at any time.

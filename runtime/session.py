@@ -20,8 +20,9 @@ from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer
 from prunevid.runtime.backends.arrays import Array
-from prunevid.runtime.chain import Chain, Selection, VideoTokens, positions
+from prunevid.runtime.chain import Chain, Selection
 from prunevid.runtime.kv_cache import KvCache
+from prunevid.runtime.sequence import Prefix
 from prunevid.runtime.stream import AnswerStream, Prefilled
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.runtime.timings import Stopwatch, Timings
@@ -99,21 +100,21 @@ class VideoSession:
     its next question ends the answer that it has not read to the end, and leaves those of other threads alone.
 
     video: the visual tokens; prune: the pruning settings, None to prune nothing; prefix_rows: rows before the question
-    (text, visual tokens, and what the token layout puts behind them).
+    (text, visual tokens, and what the token layout puts among and behind them).
     """
 
     def __init__(
         self,
         chain: Chain,
         prompt: ChatPrompt,
-        video: VideoTokens,
+        prefix: Prefix,
         prune: PruneConfig | None,
         *,
         opening: Timings | None = None,
         skipped_frames: int = 0,
     ) -> None:
         """``opening`` holds the timings of the stages already run for this video; the first answer reports them."""
-        self.video = video
+        self.video = prefix.video
         self.prune = prune
         self.skipped_frames = skipped_frames
         self._chain, self._prompt = chain, prompt
@@ -122,19 +123,16 @@ class VideoSession:
         self._thread = local()
         # Whose rows stand behind the video; None when nobody wants them any more.
         self._holder: Callable[[], _Rows | None] = lambda: None
-        # What stands before the video does not depend on the question.
-        prefix = prompt.prefix
-        self._text_before = len(prefix)
-        self._text_behind = len(chain.after_video)
-        rows = len(prefix) + len(video.tokens) + self._text_behind
-        self.prefix_rows = rows
+        self._prefix = prefix
+        self.prefix_rows = rows = len(prefix)
         self._check_length(rows, "the video takes")
         self._pre_cache = chain.new_cache(chain.pre_layers, rows + _QUESTION_ROOM)
         stopwatch = Stopwatch(chain.now, opening)
         with stopwatch.stage("prefix"):
             # The question's rows will stand behind the prefix's.
             self._hidden = chain.new_hidden(rows + _QUESTION_ROOM)
-            chain.run_pre(chain.embed_prefix(prefix, video), self._pre_cache, 0, hidden=self._hidden.array[:, :rows])
+            embeds, hidden = chain.embed_prefix(prefix), self._hidden.array[:, :rows]
+            chain.run_pre(embeds, self._pre_cache, prefix.positions, hidden=hidden)
         self._opening = stopwatch.timings
         # Only used when nothing is pruned: then the later layers' KV of the video serves every question, too.
         self._post_cache: KvCache | None = None
@@ -185,8 +183,8 @@ class VideoSession:
         with self._lock:
             scores = self._score(ids, stopwatch, _Rows())
             selection = self._select(len(ids), scores, settings, 0, stopwatch)
-        of_video = self._chain.memory.download(scores)[self._text_before :][: len(self.video.tokens)]
-        return of_video, self._chain.memory.download(selection.kept)
+        of_video = self._chain.memory.download(scores)[self._prefix.visual_rows]
+        return of_video, self._prefix.tokens_of(self._chain.memory.download(selection.kept))
 
     def _begin(self, question: Question, room: int) -> tuple[np.ndarray, Stopwatch, _Reading]:
         """Ids of a question that is asked now, with `room` rows for its answer; the answer's stopwatch and reading."""
@@ -201,7 +199,7 @@ class VideoSession:
     def _encode(self, question: Question) -> np.ndarray:
         """Ids of a question, int64 [q]."""
         ids = question if isinstance(question, PromptIds) else self._prompt.encode(question)
-        if not np.array_equal(ids.prefix, self._prompt.prefix):
+        if not self._prompt.begins(ids):
             raise PruneVidError(
                 "this question's prompt begins otherwise than this session's: encode it with the same model's prompt "
                 "and without a system message"
@@ -268,9 +266,10 @@ class VideoSession:
         post_cache = self._chain.new_cache(self._chain.post_layers, selection.hidden.shape[1] + room)
         with stopwatch.stage("llm_post"):
             logits = self._chain.run_post(selection.hidden, post_cache, selection.position_ids)
-        counts = self._token_counts(len(selection.kept), question_rows)
-        position = self.prefix_rows + question_rows
-        return Prefilled(logits, position, selection.cache, post_cache, counts, pruned=True)
+        counts = self._token_counts(len(selection.kept) - int(self._prefix.marks.sum()), question_rows)
+        return Prefilled(
+            logits, self._prefix.next_position + question_rows, selection.cache, post_cache, counts, pruned=True
+        )
 
     def _score(self, ids: np.ndarray, stopwatch: Stopwatch, question: _Rows) -> Array:
         """Layers 0 to M over a question [q] behind the prefix; its scores of the prefix and of itself [rows]."""
@@ -286,7 +285,14 @@ class VideoSession:
         """What is kept by ``scores``, in a cache of its own: the rows that it is chosen from stay as they are."""
         hidden = self._hidden.array[:, : self.prefix_rows + question_rows]
         with stopwatch.stage("select"):
-            return self._chain.run_select(scores, self.video, self._text_before, hidden, self._pre_cache, prune, room)
+            return self._chain.run_select(
+                scores, self._prefix, self._positions(question_rows), hidden, self._pre_cache, prune, room
+            )
+
+    def _positions(self, question_rows: int) -> np.ndarray:
+        """Positions of the prefix and of a question behind it, int64 [axes, rows]."""
+        behind = self._chain.positions(self._prefix.next_position, question_rows)
+        return np.concatenate([self._prefix.positions, behind], axis=1)
 
     def _prefill_unpruned(self, ids: np.ndarray, room: int, stopwatch: Stopwatch) -> Prefilled:
         start, total = self.prefix_rows, self.prefix_rows + len(ids)
@@ -300,11 +306,13 @@ class VideoSession:
         self._post_cache.rewind(first)
         self._post_cache.reserve(total + room)
         with stopwatch.stage("llm_post"):
-            logits = self._chain.run_post(hidden[:, first:], self._post_cache, positions(first, total - first))
+            position_ids = self._positions(len(ids))[:, first:]
+            logits = self._chain.run_post(hidden[:, first:], self._post_cache, position_ids)
         counts = self._token_counts(len(self.video.tokens), len(ids))
         question.is_read_on = True
         caches, turn = (self._pre_cache, self._post_cache), partial(self._turn, question)
-        return Prefilled(logits, total, *caches, counts, pruned=False, turn=turn)
+        position = self._prefix.next_position + len(ids)
+        return Prefilled(logits, position, *caches, counts, pruned=False, turn=turn)
 
     @contextmanager
     def _turn(self, question: _Rows) -> Iterator[None]:
@@ -340,17 +348,19 @@ class VideoSession:
         self._pre_cache.reserve(start + room)
         self._hidden.reserve(total, start)
         hidden = self._hidden.array[:, :total]
-        _, scores = self._chain.run_pre(embeds, self._pre_cache, start, hidden=hidden[:, start:], scored=scored)
+        position_ids = self._positions(len(embeds))[:, start:]
+        _, scores = self._chain.run_pre(embeds, self._pre_cache, position_ids, hidden=hidden[:, start:], scored=scored)
         return hidden, scores
 
     def _token_counts(self, kept: int, question_rows: int) -> TokenCounts:
-        """Tokens before and after each stage; what the layout puts behind the video counts as text."""
+        """Tokens before and after each stage; what stands among visual tokens is text before the last of them."""
+        stop = self._prefix.stop
         return TokenCounts(
             visual=self.video.patch_to_token.size,
             merged=len(self.video.tokens),
             kept=kept,
-            text_before=self._text_before,
-            text_after=self._text_behind + question_rows,
+            text_before=stop - len(self.video.tokens),
+            text_after=self.prefix_rows - stop + question_rows,
         )
 
     def _check_length(self, rows: int, what: str) -> None:

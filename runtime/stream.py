@@ -12,7 +12,7 @@ import numpy as np
 from prunevid.cost import TokenCounts, kv_bytes
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer, FinishReason
-from prunevid.runtime.chain import Chain, positions
+from prunevid.runtime.chain import Chain
 from prunevid.runtime.kv_cache import KvCache
 from prunevid.runtime.text.detokenizer import StopMatcher, StreamDecoder
 from prunevid.runtime.text.sampling import Sampler, SamplingConfig
@@ -112,9 +112,9 @@ class AnswerStream:
         """Logits [vocab] of the token behind the last of ``ids``."""
         self._check_current()
         with begun.turn(), self._stopwatch.decode_step():
-            position = begun.position + len(ids) - 1
+            position = self._chain.positions(begun.position + len(ids) - 1, 1)
             hidden, _ = self._chain.run_pre(self._chain.embed(ids[-1:]), begun.pre_cache, position)
-            logits = self._chain.run_post(hidden, begun.post_cache, positions(position, 1))
+            logits = self._chain.run_post(hidden, begun.post_cache, position)
         return logits
 
     def _check_current(self) -> None:

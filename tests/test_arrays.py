@@ -25,8 +25,9 @@ from prunevid.runtime.backends.device_memory import DeviceMemory
 from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.backends.ort_gpu import OrtCudaBackend
 from prunevid.runtime.backends.tensorrt import TensorRtBackend
-from prunevid.runtime.chain import Chain, VideoTokens
+from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
+from prunevid.runtime.sequence import Prefix, VideoTokens
 
 Array = np.ndarray
 FRAMES = 6
@@ -108,7 +109,8 @@ def as_arrays(chain: Chain, video: VideoTokens) -> list[Array]:
 
 def answer(chain: Chain, engines: Bundle, video: VideoTokens, **options: Any) -> tuple[int, ...]:
     prompt = Pipeline(engines, chain).prompt
-    return VideoSession(chain, prompt, video, options.get("prune")).ask("how many objects move ?", SHORT).token_ids
+    session = VideoSession(chain, prompt, chain.arrange(video, prompt), options.get("prune"))
+    return session.ask("how many objects move ?", SHORT).token_ids
 
 
 def test_every_way_to_lie_in_memory_gives_the_same(chain: Chain, engines: Bundle) -> None:
@@ -132,15 +134,16 @@ def test_every_way_to_lie_in_memory_gives_the_same(chain: Chain, engines: Bundle
 def test_what_the_language_model_reads_may_lie_in_every_way_too(chain: Chain, engines: Bundle) -> None:
     video = chain.merge(features_of(chain), chain.manifest.prune)
     embeds = np.random.default_rng(6).standard_normal((9 + len(video.group), 64)).astype(chain.dtype)
-    places = np.arange(len(embeds), dtype=np.int64)[None]
+    places = chain.positions(0, len(embeds))
+    ids = np.concatenate([np.zeros(4, np.int64), np.full(len(video.group), -1), np.zeros(5, np.int64)])
 
     def run(form: Callable[[Array], Array]) -> list[Array]:
         cache = chain.new_cache(chain.pre_layers, len(embeds) + 1)
-        hidden, scores = chain.run_pre(form(embeds), cache, 0, scored=True)
+        hidden, scores = chain.run_pre(form(embeds), cache, places, scored=True)
         assert scores is not None
         there, scored = chain.memory.download(hidden), chain.memory.download(scores)
-        group = replace(video, group=form(video.group))
-        kept = chain.run_select(form(scored), group, 4, form(there), cache, chain.manifest.prune, 0)
+        given = Prefix(replace(video, group=form(video.group)), ids, places)
+        kept = chain.run_select(form(scored), given, places, form(there), cache, chain.manifest.prune, 0)
         behind = chain.new_cache(chain.post_layers, len(embeds) + 1)
         logits = chain.run_post(form(there), behind, form(places))
         return [there, scored, chain.memory.download(kept.kept), chain.memory.download(kept.hidden), logits]
@@ -224,7 +227,7 @@ def test_rows_of_another_shape_or_type_are_refused_by_name(chain: Chain) -> None
     cache = chain.new_cache(chain.pre_layers, 8)
     for wrong in (np.zeros((2, 63), np.float32), np.zeros((2, 64)), np.zeros((1, 2, 64), np.float32)):
         with pytest.raises(PruneVidError, match="embeds of a prompt must"):
-            chain.run_pre(wrong, cache, 0)
+            chain.run_pre(wrong, cache, chain.positions(0, 2))
         with pytest.raises(PruneVidError, match="hidden of a prompt must"):
             chain.run_post(wrong[..., :63], chain.new_cache(chain.post_layers, 8), np.arange(2)[None])
     with pytest.raises(PruneVidError, match="position_ids of .* must be int64, not int32"):

@@ -161,7 +161,7 @@ def test_blocks_make_no_difference(both: tuple[Bundle, Bundle]) -> None:
     for parts in ([24], [9, 15], [1] * 24):
         cache, at, found = chain.new_cache(chain.pre_layers, 32), 0, []
         for count in parts:
-            found.append(np.asarray(chain.run_pre(embeds[at : at + count], cache, at)[0]))
+            found.append(np.asarray(chain.run_pre(embeds[at : at + count], cache, chain.positions(at, count))[0]))
             at += count
         hidden.append(np.concatenate(found, axis=1))
         assert all(array.dtype == np.int8 for array in cache.past().values())

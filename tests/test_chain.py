@@ -18,6 +18,7 @@ import torch
 from models import (
     IDS,
     TINY,
+    VOCABULARY,
     behind_video,
     build_tokenizer,
     merge_is_clear,
@@ -29,10 +30,12 @@ from torch_method import Trace, generate_pruned
 
 from prunevid import PruneConfig
 from prunevid.bundle import open_bundle
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.runtime.backends.backend import choose_backend
 from prunevid.runtime.chain import Chain, Selection
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.text.sampling import SamplingConfig
+from prunevid.text.chat import ChatPrompt
 
 Array = npt.NDArray[Any]
 
@@ -205,6 +208,61 @@ def test_pruned_answers_are_those_of_the_method_in_torch(
         len(expected.tokens),
         len(expected.kept),
     )
+
+
+# What LLaVA-1.5's template writes: a line break behind each image, of which the last belongs to the question.
+IMAGES = """\
+{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}\
+{% for content in message['content'] if content['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}\
+{% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}{% endfor %}\
+{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+NEWLINE = Piece(row=VOCABULARY)
+
+
+def among_frames(pipeline: Pipeline, layout: TokenLayout) -> tuple[Pipeline, RecordingChain]:
+    """The same bundle with a template that shows frames as images, and with another layout."""
+    bundle = pipeline.bundle
+    bundle = replace(bundle, manifest=replace(bundle.manifest, token_layout=layout))
+    prompt = ChatPrompt(
+        bundle.file("tokenizer.json"), IMAGES, "<image>", bundle.manifest.prompt.eos_ids, placeholder="frame"
+    )
+    chain = RecordingChain(bundle, choose_backend("auto", bundle, threads=1))
+    return Pipeline(bundle, chain, prompt), chain
+
+
+@pytest.mark.parametrize("count", [1, 6, 12])
+@pytest.mark.parametrize("settings", [*SETTINGS, None])
+@pytest.mark.parametrize(("name", "dialect"), BUNDLES[:2])
+def test_what_stands_among_frames_stands_there_in_the_method_in_torch_too(
+    load: Load, tiny_model: Callable[[str], Any], name: str, dialect: str, settings: str | None, count: int
+) -> None:
+    exported = load(name, dialect)[0]
+    tokens, prune_layer = TINY[name].tokens_per_frame, exported.bundle.manifest.prune.prune_layer
+    layout = TokenLayout(tokens, None, "frame", (Piece(row=7),), (NEWLINE, Piece(row=9)), (Piece(row=11),))
+    pipeline, chain = among_frames(exported, layout)
+    model, frames = tiny_model(name), frames_for(name, count, seed=count)
+    if settings is None:
+        config = PruneConfig(segment_ratio=1.0, static_threshold=1.0, cluster_ratio=1.0, keep_ratio=1.0)
+    else:
+        config = SETTINGS[settings]
+    config = replace(config, prune_layer=prune_layer)
+    between = [VOCABULARY, 9, *build_tokenizer().encode("\n"), 7]
+    gaps = [[7], *[between] * (count - 1), [VOCABULARY, 9, 11]]
+    ids = pipeline.prompt.encode(SHORT)
+    expected = generate_pruned(
+        model, pixel_values(frames), ids.prefix.tolist(), ids.suffix.tolist(), config, NEW_TOKENS, gaps
+    )
+    chain.record = Record()
+    session = pipeline.open(frames, prune=False if settings is None else config)
+    answer = session.ask(ids, SAMPLING)
+    assert list(answer.token_ids) == expected.ids
+    np.testing.assert_allclose(np.stack(chain.record.logits), expected.logits, atol=LOGITS)
+    scores, kept = session.attend(SHORT)
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
+    np.testing.assert_array_equal(kept, expected.kept)
+    counts = answer.token_counts
+    assert (counts.merged, counts.kept) == (len(expected.tokens), len(expected.kept))
+    assert counts.text == len(ids.prefix) + sum(map(len, gaps)) + len(ids.suffix)
 
 
 def test_pruning_changes_the_answer(tiny_model: Callable[[str], Any]) -> None:

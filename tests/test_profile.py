@@ -19,12 +19,12 @@ from prunevid import PruneConfig, PruneVidError
 from prunevid.cli import main
 from prunevid.cost import TokenCounts, decode_flops, prefill_cost
 from prunevid.runtime import Pipeline, SamplingConfig, load
-from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.profile import ProfileSettings, profile
 from prunevid.runtime.profile.measure import _group_sizes
 from prunevid.runtime.profile.operator_times import read_ort_profile
 from prunevid.runtime.profile.records import ProfileResult
 from prunevid.runtime.profile.summary import summarise
+from prunevid.runtime.sequence import VideoTokens
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "demo" / "clip.mp4"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +125,83 @@ def test_equals_transformers(question: str, system: str | None, prompt: ChatProm
     video = prompt.tokenizer.token_to_id("<video>")
     assert [*encoded.prefix, video, *encoded.suffix] == ids
     assert encoded.prefix.dtype == encoded.suffix.dtype == "int64"
+
+
+# As published with llava-hf/llava-1.5-7b-hf.
+IMAGES = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_stands_between_frames_is_what_transformers_processor_has_there(
+    kind: str, count: int, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = Tokenizer.from_str(TOKENIZERS[kind].to_str())
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False), "<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", id_of(tokenizer, "<s>"))]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    theirs = _their_tokenizer(tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>")
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        theirs,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=IMAGES,
+        num_additional_image_tokens=1,
+    )
+    frame = np.zeros((28, 28, 3), np.uint8)
+    content = [*[{"type": "image", "image": frame}] * count, {"type": "text", "text": "red square?"}]
+    messages = [{"role": "user", "content": content}]
+    ids = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+
+    ours = ChatPrompt(
+        tmp_path / "tokenizer.json", IMAGES, "<image>", special_tokens={"bos_token": "<s>"}, placeholder="frame"
+    )
+    found, image = ours.encode("red square?"), [id_of(tokenizer, "<image>")] * 4
+    assert ours.begins(found)
+    assert len(found.between) > 0
+    between = [*found.between.tolist(), *image]
+    whole = [*found.prefix.tolist(), *image, *between * (count - 1), *found.suffix.tolist()]
+    assert whole == np.array(ids["input_ids"]).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    ("template", "number"),
+    [
+        (
+            "{% for c in messages[0]['content'] if c['type'] == 'image' %}{{ loop.index }}<image>{% endfor %}",
+            3,
+        ),
+        (
+            "{% set shown = messages[0]['content'] | selectattr('type', 'equalto', 'image') | list %}"
+            "{% for c in shown %}<image>{{ 'x' if loop.index == 3 else '' }}{% endfor %}",
+            3,
+        ),
+        (
+            "{% set shown = messages[0]['content'] | selectattr('type', 'equalto', 'image') | list %}"
+            "{{ shown | length }}{% for c in shown %}<image>{% endfor %}",
+            1,
+        ),
+    ],
+)
+def test_a_template_that_counts_its_frames_is_refused(template: str, number: int, tokenizer_file: Path) -> None:
+    with pytest.raises(
+        PruneVidError, match=f"something else around or between frames where there are {number} instead of 2"
+    ):
+        ChatPrompt(tokenizer_file, template + ASK, "<image>", placeholder="frame")
+
+
+def test_a_template_that_shows_no_images_is_refused(tokenizer_file: Path) -> None:
+    with pytest.raises(PruneVidError, match="writes '<image>' 1 times for 2 frames; it must write it once for each"):
+        ChatPrompt(tokenizer_file, "<image>" + ASK, "<image>", placeholder="frame")
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

@@ -56,7 +56,7 @@ def write(folder: Path, name: str, content: Any) -> None:
 def read(folder: Path) -> CheckpointPrompt:
     path = folder / "config.json"
     config = llava_onevision.parse_config(read_json(path), str(path))
-    return read_prompt(folder, config, llava_onevision.placeholder(config))
+    return read_prompt(folder, config, llava_onevision.placeholder(config), llava_onevision.token_layout(config))
 
 
 def refused(folder: Path, message: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from interleaving import VISUAL, Gaps, stated_rows
 from models import behind_video, video_features
 from transformers import DynamicCache
 
@@ -45,41 +46,45 @@ def generate_pruned(
     suffix_ids: Sequence[int],
     config: PruneConfig,
     max_new_tokens: int,
+    gaps: Gaps | None = None,
 ) -> Trace:
-    """Answer greedily. The sequence: prefix, merged video, what stands behind it, suffix, which scores the video."""
+    """Answer greedily. The sequence: prefix, merged video, what stands behind it, suffix, which scores the video.
+
+    gaps: ids of what stands before each frame and behind the last; image_newline is the one behind the vocabulary.
+    """
     merged = merge_tokens(video_features(model, pixels), config)
-    inner, visual, first = model.model, len(merged.tokens), len(prefix_ids)
+    inner = model.model
     embed = inner.language_model.embed_tokens
-    sequence = torch.cat(
-        [
-            embed(torch.tensor(list(prefix_ids), dtype=torch.long)),
-            torch.from_numpy(merged.tokens),
-            behind_video(model),
-            embed(torch.tensor(list(suffix_ids), dtype=torch.long)),
-        ]
-    )
+    newline = embed.num_embeddings
+    learned = behind_video(model)
+    gaps = gaps or [*[[]] * len(pixels), [newline] * len(learned)]
+    ids = torch.tensor([*prefix_ids, *stated_rows(merged.group, merged.segments, gaps), *suffix_ids])
+    sequence = embed(torch.where((ids >= 0) & (ids < newline), ids, 0))
+    sequence[ids == newline] = learned[:1]
+    sequence[ids == VISUAL] = torch.from_numpy(merged.tokens)
+    at = np.flatnonzero(ids.numpy() == VISUAL)
     length, layers, cut_after = len(sequence), len(inner.language_model.layers), config.prune_layer
     steps = _Steps(model)
 
     hidden = steps.run(sequence[None], torch.arange(length), range(cut_after + 1))
     probabilities = steps.probabilities[cut_after][0]
-    scores = probabilities[:, -len(suffix_ids) :, first : first + visual].amax((0, 1)).numpy()
+    scores = probabilities[:, -len(suffix_ids) :, at].amax((0, 1)).numpy()
     kept = select_tokens(scores, merged.group, config)
 
-    rows = torch.from_numpy(np.concatenate([np.arange(first), first + kept, np.arange(first + visual, length)]))
+    rows = torch.from_numpy(np.delete(np.arange(length), np.delete(at, kept)))
     steps.cut_cache(rows, range(cut_after + 1))
     hidden = steps.run(hidden[:, rows], rows, range(cut_after + 1, layers))
 
-    ids: list[int] = []
+    answer: list[int] = []
     logits: list[Array] = []
     for position in range(length, length + max_new_tokens):
         last = inner.language_model.norm(hidden[0, -1])
         logits.append(model.lm_head(last).numpy())
-        ids.append(int(logits[-1].argmax()))
-        if ids[-1] in _end_ids(model):
+        answer.append(int(logits[-1].argmax()))
+        if answer[-1] in _end_ids(model):
             break
-        hidden = steps.run(embed(torch.tensor([ids[-1:]])), torch.tensor([position]), range(layers))
-    return Trace(merged.tokens, merged.group, scores, kept, ids, np.stack(logits))
+        hidden = steps.run(embed(torch.tensor([answer[-1:]])), torch.tensor([position]), range(layers))
+    return Trace(merged.tokens, merged.group, scores, kept, answer, np.stack(logits))
 
 
 class _Steps:

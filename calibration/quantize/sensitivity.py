@@ -19,8 +19,8 @@ from prunevid.calibration.quantize.variants import VariantBackend
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace
 from prunevid.errors import PruneVidError
-from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.pipeline import Pipeline
+from prunevid.runtime.sequence import VideoTokens
 from prunevid.runtime.session import VideoSession
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.runtime.video.pixel_values import resizer

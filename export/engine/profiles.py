@@ -31,7 +31,10 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildLimits:
-    """What engines are built for: ``frames`` of a video at most, ``visual`` tokens in them, ``rows`` of a KV cache."""
+    """What engines are built for: ``frames`` of a video at most, ``rows`` of a KV cache.
+
+    ``visual``: rows from a video's first visual token to its last, with what stands among them.
+    """
 
     frames: int
     visual: int
@@ -60,7 +63,7 @@ def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -
         raise PruneVidError(
             f"text must be {2 * _TEXT_BEFORE} or more, not {text}: it counts prompt, question and answer"
         )
-    visual = manifest.token_layout.visual(frames)
+    visual = manifest.token_layout.most_rows(frames)
     positions = manifest.prompt.max_positions
     if visual + 2 * _TEXT_BEFORE > positions:
         raise PruneVidError(
@@ -155,9 +158,14 @@ def _select(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
     Without plugins, TensorRT sorts so many of a group's tokens as are kept, and fewer than 3840.
     """
     merged, kept = _merged(manifest, limits), _kept(manifest, limits)
-    rows = Range(1, merged + 2 * _TEXT_BEFORE, limits.rows)
-    sizes = {"total": rows, "past": rows, "visual": Range(1, merged, limits.visual), "axes": Range(1, 1, 1)}
+    rows, axes = Range(1, merged + 2 * _TEXT_BEFORE, limits.rows), Range(*[manifest.token_layout.position_axes] * 3)
+    sizes = {"total": rows, "past": rows, "visual": Range(1, merged, limits.visual), "axes": axes}
     start = Range(0, _TEXT_BEFORE, limits.rows - limits.visual)
+    layout = manifest.token_layout
+    # Of each frame and segment, and of what stands among frames, which is in groups of at most a frame's tokens.
+    most_groups = 2 * limits.frames
+    if beside := limits.visual - layout.visual(limits.frames):
+        most_groups += limits.frames + beside // layout.tokens_per_frame
     return tuple(
         Profile(
             name,
@@ -165,7 +173,7 @@ def _select(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
             {"video_start": start, "kept_count": Range(0, min(kept, most), most)},
         )
         for name, groups, most in (
-            ("groups", Range(2, 2 * limits.frames, 2 * limits.frames), limits.visual),
+            ("groups", Range(2, most_groups, most_groups), limits.visual),
             ("global", Range(1, 1, 1), min(limits.visual, TOPK_LIMIT - 1)),
         )
     )

@@ -7,7 +7,7 @@ one works in the other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,17 @@ _MAX_CHARACTERS_PER_TOKEN = 256
 
 @dataclass(frozen=True)
 class PromptIds:
-    """Token ids before and after the video, which itself is in neither: int64 [p] and int64 [q]."""
+    """Token ids of a prompt, without the video in it.
+
+    Attributes:
+        prefix: What stands before the video, int64 [p].
+        suffix: What stands behind it, int64 [q].
+        between: What stands between any two of its frames, int64 [b], where each has a placeholder of its own.
+    """
 
     prefix: NDArray[np.int64]
     suffix: NDArray[np.int64]
+    between: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class ChatPrompt:
@@ -38,17 +45,19 @@ class ChatPrompt:
     Args:
         tokenizer_file: The checkpoint's tokenizer.json.
         chat_template: Its Jinja template, as transformers renders it.
-        video_token: The text that stands for the video in a rendered prompt.
+        video_token: The text that stands for the video in a rendered prompt, or for one of its frames.
         eos_ids: Ids that end an answer.
         special_tokens: The tokenizer's named tokens (bos_token, eos_token, ...), which are variables of the template.
             With them, the tokenizer adds what its post-processor adds to a text (a BOS), unless the template has
             written bos_token itself, as transformers' processors do. None (bundles without them): it adds nothing.
+        placeholder: What it stands for, ``video`` or ``frame``; frames are images to the template.
         max_question_tokens: The longest question, and the longest system message, that are accepted.
 
     Attributes:
         tokenizer: The tokenizer, for decoding.
         eos_ids: As given, increasing.
         prefix: Token ids before the video, int64 [p], of any question without a system message.
+        between: Token ids between two of its frames, int64 [b].
         least_tokens: Tokens around a video with the shortest of questions.
 
     Raises:
@@ -63,6 +72,7 @@ class ChatPrompt:
         eos_ids: Iterable[int] = (),
         *,
         special_tokens: Mapping[str, str] | None = None,
+        placeholder: str = "video",
         max_question_tokens: int = 1024,
     ) -> None:
         if not Path(tokenizer_file).is_file():
@@ -72,6 +82,7 @@ class ChatPrompt:
         self._video_token = video_token
         self._variables = dict(special_tokens or {})
         self._add_special = special_tokens is not None
+        self._placeholder = placeholder
         self._max_question_tokens = max_question_tokens
         video_id = self.tokenizer.token_to_id(video_token)
         if video_id is None or self._ids(video_token) != [video_id]:
@@ -86,7 +97,8 @@ class ChatPrompt:
             raise PruneVidError("the chat template puts the question before the video; it must come after it")
         if np.array_equal(one.suffix, other.suffix):
             raise PruneVidError("the chat template leaves the question out; it must write the message's text")
-        self.prefix = one.prefix
+        self._check_frames(one)
+        self.prefix, self.between = one.prefix, one.between
         self.least_tokens = len(one.prefix) + len(one.suffix)
 
     @classmethod
@@ -100,8 +112,17 @@ class ChatPrompt:
         except UnicodeDecodeError as error:
             raise PruneVidError(f"{path}: the chat template is damaged ({error}); export the bundle again") from error
         return cls(
-            bundle.file(spec.tokenizer), template, spec.video_token, spec.eos_ids, special_tokens=spec.special_tokens
+            bundle.file(spec.tokenizer),
+            template,
+            spec.video_token,
+            spec.eos_ids,
+            special_tokens=spec.special_tokens,
+            placeholder=bundle.manifest.token_layout.placeholder,
         )
+
+    def begins(self, ids: PromptIds) -> bool:
+        """Whether a prompt has the same before its question as any without a system message."""
+        return np.array_equal(ids.prefix, self.prefix) and np.array_equal(ids.between, self.between)
 
     def encode(self, question: str, system: str | None = None) -> PromptIds:
         """Token ids of one question about one video.
@@ -124,11 +145,12 @@ class ChatPrompt:
         Raises:
             PruneVidError: The template fails.
         """
-        return self.tokenizer.render(self._given(question, system))
+        return self.tokenizer.render(self._given(question, system, 1))
 
-    def _given(self, question: str, system: str | None) -> dict[str, Any]:
+    def _given(self, question: str, system: str | None, placeholders: int) -> dict[str, Any]:
         """The template's variables."""
-        content = [{"type": "video"}, {"type": "text", "text": question}]
+        shown = {"type": "image" if self._placeholder == "frame" else "video"}
+        content = [*[shown] * placeholders, {"type": "text", "text": question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
@@ -136,15 +158,36 @@ class ChatPrompt:
         return self._variables | given
 
     def _encode(self, question: str, system: str | None) -> PromptIds:
-        given = self._given(question, system)
-        ids = self.tokenizer.encode_prompt(given, add_special_tokens=self._add_special)
-        if ids.count(self._video_id) != 1:
-            raise PruneVidError(
-                f"the chat template writes {self._video_token!r} {ids.count(self._video_id)} times for one "
-                "video; it must write it once"
-            )
-        split = ids.index(self._video_id)
-        return PromptIds(np.array(ids[:split], np.int64), np.array(ids[split + 1 :], np.int64))
+        if self._placeholder == "video":
+            prefix, suffix = self._parts(question, system, 1)
+            return PromptIds(prefix, suffix)
+        # Two frames are the fewest that something stands between.
+        prefix, between, suffix = self._parts(question, system, 2)
+        return PromptIds(prefix, suffix, between)
+
+    def _parts(self, question: str, system: str | None, placeholders: int) -> list[NDArray[np.int64]]:
+        """Ids of a prompt around its placeholders, one part more than there are of them."""
+        given = self._given(question, system, placeholders)
+        ids = np.array(self.tokenizer.encode_prompt(given, add_special_tokens=self._add_special), np.int64)
+        (at,) = np.nonzero(ids == self._video_id)
+        if len(at) != placeholders:
+            shown = "one video; it must write it once"
+            if self._placeholder == "frame":
+                shown = f"{placeholders} frames; it must write it once for each"
+            raise PruneVidError(f"the chat template writes {self._video_token!r} {len(at)} times for {shown}")
+        return [part[1:] if number else part for number, part in enumerate(np.split(ids, at))]
+
+    def _check_frames(self, two: PromptIds) -> None:
+        """Raise PruneVidError unless any number of frames has the same around and between them as ``two`` have."""
+        if self._placeholder == "video":
+            return
+        for frames in (1, 3, 4):
+            parts = self._parts("a", None, frames)
+            if not all(map(np.array_equal, parts, [two.prefix, *[two.between] * (frames - 1), two.suffix])):
+                raise PruneVidError(
+                    f"the chat template writes something else around or between frames where there are {frames} "
+                    "instead of 2: it must write the same for any number"
+                )
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)

@@ -158,7 +158,7 @@ def _ranges(manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
 
     Of the inputs with one number, it takes this for the number where it computes shapes from it.
     """
-    rows = min(manifest.token_layout.visual(manifest.frames) + _TEXT, manifest.prompt.max_positions)
+    rows = min(manifest.token_layout.most_rows(manifest.frames) + _TEXT, manifest.prompt.max_positions)
     block = min(manifest.blocks.rows, rows)
     corners = {
         "min": {"rows": 1, "past": 0, "past_length": 0, "question_start": 0},

@@ -22,7 +22,6 @@ from prunevid.config import PruneConfig
 from prunevid.cost import prefill_cost
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer
-from prunevid.runtime.chain import VideoTokens
 from prunevid.runtime.machine import describe, peak_rss, reset_peak_rss
 from prunevid.runtime.pipeline import Pipeline, resolve_prune
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
@@ -40,6 +39,7 @@ from prunevid.runtime.profile.records import (
 )
 from prunevid.runtime.profile.sensors.telemetry import Telemetry, find_sensors
 from prunevid.runtime.profile.summary import Measured, compare, summarise_variant
+from prunevid.runtime.sequence import VideoTokens
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.text.chat import PromptIds
 

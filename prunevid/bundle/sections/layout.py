@@ -19,6 +19,8 @@ _MOST_TOKENS = 1 << 16
 _MOST_CHANNELS = 1 << 20
 _MOST_PIECES = 16
 _LONGEST_TEXT = 200
+# Tokens that a chat template writes between the placeholders of two frames: usually one, of a line break.
+_MOST_BETWEEN = 16
 _FORMAT = re.compile(r"\.[0-6]f")
 
 
@@ -129,6 +131,14 @@ class TokenLayout:
     def rows(self) -> tuple[int, ...]:
         """The rows of the embedding table that it names, each once, ascending."""
         return tuple(sorted({piece.row for piece in self.pieces if piece.row is not None}))
+
+    def most_rows(self, frames: int) -> int:
+        """Rows that so many frames take at most, with all that stands beside each of them."""
+        # A text has no more tokens than bytes, and a time in it is no longer than its field.
+        texts = [piece.text for piece in (*self.before_frame, *self.after_frame)]
+        beside = sum(1 if text is None else len(text.encode()) for text in texts)
+        between = _MOST_BETWEEN if self.placeholder == "frame" else 0
+        return frames * (self.tokens_per_frame + beside + between)
 
     def visual(self, frames: int) -> int:
         """Visual tokens of so many frames."""

@@ -95,7 +95,7 @@ class Chain:
         if len(tokens) != len(group):
             raise PruneVidError(f"group of a video must have shape [{len(tokens)}], not [{len(group)}]")
         video = replace(video, tokens=tokens, group=group)
-        return arrange(video, prompt.prefix, prompt.between, self.manifest.token_layout, prompt.tokenizer.encode)
+        return arrange(video, prompt, self.manifest.token_layout)
 
     def positions(self, start: int, rows: int) -> np.ndarray:
         """Positions of ``rows`` rows of text from ``start`` on, int64 [axes, rows]."""

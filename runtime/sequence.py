@@ -8,7 +8,7 @@ never merged, never pruned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,15 +18,13 @@ from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.config import PruneConfig
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.arrays import Array
+from prunevid.text.chat import ChatPrompt
 
 __all__ = ["Contest", "Prefix", "VideoTokens", "arrange", "positions"]
 
 _VISUAL = -1
 # Scores are probabilities: a row that must stay is given more than any.
 _ALWAYS = 2.0
-
-Encode = Callable[[str], list[int]]
-"""Token ids of a text, without what a tokenizer adds to a whole prompt."""
 
 
 @dataclass(frozen=True)
@@ -168,25 +166,29 @@ class Prefix:
         return Contest(numbered, np.where(marks[begins], sizes, kept), nothing)
 
 
-def arrange(video: VideoTokens, before: np.ndarray, between: np.ndarray, layout: TokenLayout, encode: Encode) -> Prefix:
+def arrange(video: VideoTokens, prompt: ChatPrompt, layout: TokenLayout) -> Prefix:
     """Put all rows before a question in their order.
 
     Args:
         video: The visual tokens.
-        before: Ids of the prompt before the video, int64 [p].
-        between: Ids of what the prompt has between two frames, int64 [b].
+        prompt: What stands before the video and between two frames.
         layout: What stands beside each frame and behind the video.
-        encode: Tokenizes its texts.
 
     Raises:
-        PruneVidError: The layout has the times of frames in it, and they are not known.
+        PruneVidError: The layout has the times of frames in it, and they are not known; or a text of it runs together
+            with the prompt around it.
     """
     tokens, frames = len(video.group), len(video.patch_to_token)
     if video.seconds is None and any(piece.is_timed for piece in layout.pieces):
         raise PruneVidError("this model is told when each frame was: give the video's tokens with their seconds")
-    gaps = [_ids_of(_gap(number, frames, between, layout, video.seconds), encode) for number in range(frames + 1)]
+    if any(piece.text is not None for piece in layout.pieces):
+        between: str | np.ndarray = prompt.between_text
+    else:
+        between = prompt.between
+    parts = [list(_gap(number, frames, between, layout, video.seconds)) for number in range(frames + 1)]
+    gaps = _encoded(parts, prompt)
     at = np.repeat([*video.frame_start.tolist(), tokens], [len(gap) for gap in gaps])
-    ids = np.concatenate([before, np.insert(np.full(tokens, _VISUAL), at, np.concatenate(gaps))])
+    ids = np.concatenate([prompt.prefix, np.insert(np.full(tokens, _VISUAL), at, np.concatenate(gaps))])
     return Prefix(video, ids.astype(np.int64), positions(0, len(ids), layout.position_axes))
 
 
@@ -196,7 +198,7 @@ def positions(start: int, rows: int, axes: int = 1) -> np.ndarray:
 
 
 def _gap(
-    number: int, frames: int, between: np.ndarray, layout: TokenLayout, seconds: np.ndarray | None
+    number: int, frames: int, between: str | np.ndarray, layout: TokenLayout, seconds: np.ndarray | None
 ) -> Iterator[str | np.ndarray]:
     """What stands before the tokens of the frame of this number, or behind the last one's: texts, and ids."""
     if number > 0:
@@ -215,13 +217,23 @@ def _parts(pieces: Iterable[Piece], seconds: np.ndarray | None, frame: int) -> I
         yield np.array([piece.row]) if piece.text is None else piece.text.format(seconds=time)
 
 
-def _ids_of(parts: Iterable[str | np.ndarray], encode: Encode) -> np.ndarray:
-    """Ids of texts and ids, int64; texts that stand side by side are one to the tokenizer."""
-    found, text = [np.empty(0, np.int64)], ""
-    for part in (*parts, np.empty(0, np.int64)):
-        if isinstance(part, str):
-            text += part
-            continue
-        found += [np.array(encode(text) if text else [], np.int64), part]
-        text = ""
-    return np.concatenate(found)
+def _encoded(gaps: Sequence[Sequence[str | np.ndarray]], prompt: ChatPrompt) -> list[np.ndarray]:
+    """Ids of every gap, int64. All texts are tokenized with the prompt as one, as if it had come whole."""
+    texts = [""]
+    for gap in gaps:
+        for part in gap:
+            if isinstance(part, str):
+                texts[-1] += part
+            else:
+                texts.append("")
+        texts.append("")
+    # Behind the last gap is no frame.
+    del texts[-1]
+    ids = iter(prompt.encode_texts(texts) if any(texts) else [np.empty(0, np.int64)] * len(texts))
+    found = []
+    for gap in gaps:
+        parts = [next(ids)]
+        for part in gap:
+            parts += [] if isinstance(part, str) else [part, next(ids)]
+        found.append(np.concatenate(parts))
+    return found

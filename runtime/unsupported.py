@@ -17,7 +17,6 @@ def check_supported(manifest: Manifest) -> None:
         "visual tokens that depend on the question": layout.question_dependent,
         "features of another shape than its tokens": layout.features is not None,
         "a second tokenizer for questions": manifest.prompt.question_tokenizer is not None,
-        "text beside its frames or behind its video": any(piece.text is not None for piece in layout.pieces),
     }
     for fault, there in faults.items():
         if there:

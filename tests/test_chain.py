@@ -28,7 +28,7 @@ from models import (
 )
 from torch_method import Trace, generate_pruned
 
-from prunevid import PruneConfig
+from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.runtime.backends.backend import choose_backend
@@ -217,6 +217,7 @@ IMAGES = """\
 {% for content in message['content'] if content['type'] == 'text' %}{{ content['text'] }}{% endfor %}\
 {{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 NEWLINE = Piece(row=VOCABULARY)
+UNMERGED = PruneConfig(segment_ratio=1.0, static_threshold=1.0, cluster_ratio=1.0, keep_ratio=1.0)
 
 
 def among_frames(pipeline: Pipeline, layout: TokenLayout) -> tuple[Pipeline, RecordingChain]:
@@ -241,11 +242,7 @@ def test_what_stands_among_frames_stands_there_in_the_method_in_torch_too(
     layout = TokenLayout(tokens, None, "frame", (Piece(row=7),), (NEWLINE, Piece(row=9)), (Piece(row=11),))
     pipeline, chain = among_frames(exported, layout)
     model, frames = tiny_model(name), frames_for(name, count, seed=count)
-    if settings is None:
-        config = PruneConfig(segment_ratio=1.0, static_threshold=1.0, cluster_ratio=1.0, keep_ratio=1.0)
-    else:
-        config = SETTINGS[settings]
-    config = replace(config, prune_layer=prune_layer)
+    config = replace(SETTINGS[settings] if settings else UNMERGED, prune_layer=prune_layer)
     between = [VOCABULARY, 9, *build_tokenizer().encode("\n"), 7]
     gaps = [[7], *[between] * (count - 1), [VOCABULARY, 9, 11]]
     ids = pipeline.prompt.encode(SHORT)
@@ -263,6 +260,36 @@ def test_what_stands_among_frames_stands_there_in_the_method_in_torch_too(
     counts = answer.token_counts
     assert (counts.merged, counts.kept) == (len(expected.tokens), len(expected.kept))
     assert counts.text == len(ids.prefix) + sum(map(len, gaps)) + len(ids.suffix)
+
+
+@pytest.mark.parametrize("settings", ["default", "global", None])
+def test_texts_with_the_time_of_a_frame_stand_before_it(
+    load: Load, tiny_model: Callable[[str], Any], settings: str | None
+) -> None:
+    exported, count = load("qwen2", "ort")[0], 6
+    texts = Piece(text="<{seconds:.1f} seconds>"), Piece(text=";")
+    layout = replace(exported.bundle.manifest.token_layout, before_frame=texts[:1], after_frame=texts[1:])
+    bundle = replace(exported.bundle, manifest=replace(exported.bundle.manifest, token_layout=layout))
+    chain = RecordingChain(bundle, choose_backend("auto", bundle, threads=1))
+    pipeline = Pipeline(bundle, chain, exported.prompt)
+    frames = frames_for("qwen2", count, seed=count)
+    config = replace(SETTINGS[settings] if settings else UNMERGED, prune_layer=bundle.manifest.prune.prune_layer)
+    ask = build_tokenizer().encode
+    # Frames of an array are a second apart.
+    gaps = [ask((";" if frame else "") + f"<{frame:.1f} seconds>") for frame in range(count)]
+    gaps.append([*ask(";"), VOCABULARY])
+    expected = generate_pruned(tiny_model("qwen2"), pixel_values(frames), *prompt_ids(SHORT), config, NEW_TOKENS, gaps)
+    chain.record = Record()
+    features = pipeline.features(frames)
+    for session in (
+        pipeline.open(frames, prune=config if settings else False),
+        pipeline.session(features, prune=config if settings else False),
+    ):
+        answer = session.ask(SHORT, SAMPLING)
+        assert list(answer.token_ids) == expected.ids
+        np.testing.assert_array_equal(session.attend(SHORT)[1], expected.kept)
+    with pytest.raises(PruneVidError, match="is told when each frame was"):
+        pipeline.session(chain.unmerged(features.features))
 
 
 def test_pruning_changes_the_answer(tiny_model: Callable[[str], Any]) -> None:

@@ -6,13 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from models import cpu_session
 
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.inputs import make_inputs, sizes_at
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded, shapes_of
+from prunevid.runtime.sequence import VideoTokens, arrange
+from prunevid.text.chat import ChatPrompt
 
 GRAPHS = {"vision_merge": 1, "merge": 1, "llm_pre": 1, "select": 2, "llm_post": 1}
 CORNERS = ("minimum", "optimum", "maximum")
@@ -78,6 +82,28 @@ def test_the_limits_hold_a_question_of_the_whole_video(bundle: Bundle) -> None:
     for select in profiles_of(bundle.manifest, "select", limits):
         assert select.sizes["visual"].maximum == tokens
         assert select.sizes["total"].maximum == tokens + 200
+
+
+@pytest.mark.parametrize("frames", [1, 8, 60])
+@pytest.mark.parametrize("selection", ["group", "global"])
+def test_the_limits_hold_what_stands_among_frames_too(bundle: Bundle, frames: int, selection: str) -> None:
+    pieces = tuple(Piece(text=text) for text in ("<{seconds:.1f} seconds>", "\N{SNOWFLAKE} at {seconds:.0f} s"))
+    tokens = bundle.manifest.token_layout.tokens_per_frame
+    layout = TokenLayout(tokens, None, before_frame=pieces[:1], after_frame=pieces[1:])
+    manifest = dataclasses.replace(bundle.manifest, token_layout=layout)
+    limits = limits_of(manifest, frames)
+    several, one = profiles_of(manifest, "select", limits)
+    # The most rows, and the most groups: nothing is merged. A byte is a token.
+    index = np.arange(frames * tokens)
+    patches, zeros = index.reshape(frames, tokens), np.zeros(frames, np.int64)
+    video = VideoTokens(index[:, None], index // tokens, patches, zeros, 9999.96 + zeros)
+    prefix = arrange(video, ChatPrompt.of(bundle), layout)
+    contest = prefix.contest(dataclasses.replace(manifest.prune, selection=selection), tokens)
+    sizes = (one if selection == "global" else several).sizes
+    assert prefix.marks.sum() == (frames - 1) * len("<10000.0 seconds>\N{SNOWFLAKE} at 10000 s".encode())
+    assert len(contest.group) <= sizes["visual"].maximum
+    assert max(len(contest.quota), sizes["groups"].minimum) <= sizes["groups"].maximum
+    assert len(prefix) <= sizes["total"].maximum
 
 
 @pytest.mark.parametrize(

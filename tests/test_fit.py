@@ -16,7 +16,7 @@ from models import TINY, build_model
 
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.bundle.sections.layout import TokenLayout
+from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.cost import DecoderShape, TokenCounts, VisionShape, decode_flops, kv_bytes, prefill_cost
 from prunevid.export import settings
 from prunevid.export.catalog import shipped_config
@@ -529,6 +529,26 @@ def test_the_longest_video_is_the_last_that_has_positions() -> None:
         assert workload(model, 8, longest, share, share).positions <= model.max_positions
         assert workload(model, 8, longest + 1, share, share).positions > model.max_positions
     assert most_frames(replace(model, max_positions=100), 1.0) == 0
+
+
+def test_what_stands_among_frames_takes_positions() -> None:
+    row, time = Piece(row=5), Piece(text="<{seconds:.1f} seconds>")
+    beside = TokenLayout(576, (24, 24), "frame", (row, time), (row,), (row, row))
+    plain = replace(KNOWN["llava-ov"].shape, layout=TokenLayout(576, (24, 24)))
+    model = replace(plain, layout=beside)
+    counts, without = (workload(shape, 8, 6, 0.5, 0.2).counts for shape in (model, plain))
+    # A line break, two rows and a timestamp for each frame; two rows behind the video.
+    assert counts.text_before == without.text_before + 6 * (1 + 2 + 10)
+    assert counts.text_after == without.text_after + 2
+    assert (counts.visual, counts.merged, counts.kept) == (without.visual, without.merged, without.kept)
+    for share in (1.0, 0.425, 0.17):
+        longest = most_frames(model, share)
+        assert workload(model, 8, longest, share, share).positions <= model.max_positions
+        assert workload(model, 8, longest + 1, share, share).positions > model.max_positions
+    # Only rows behind the vocabulary are parameters of their own.
+    learned = replace(beside, after_frame=(Piece(row=152000),))
+    assert parameter_counts(replace(model, layout=learned)).embeddings == 152001 * 3584
+    assert parameter_counts(model).embeddings == 152000 * 3584
 
 
 def test_a_video_that_only_pruning_makes_short_enough_is_marked() -> None:

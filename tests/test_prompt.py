@@ -199,6 +199,44 @@ def test_a_template_that_counts_its_frames_is_refused(template: str, number: int
         ChatPrompt(tokenizer_file, template + ASK, "<image>", placeholder="frame")
 
 
+TIMES = [f"<{time:.1f} seconds>" for time in (0.0, 0.5, 12.5)]
+
+
+@pytest.mark.parametrize("post_processor", [False, True])
+def test_texts_beside_frames_are_tokenized_as_if_the_prompt_had_come_whole(
+    post_processor: bool, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZERS["byte-level"].to_str())
+    if post_processor:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", id_of(tokenizer, "<|endoftext|>"))]
+        )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    template = "<|im_start|><video><|im_end|>{{ messages[0]['content'][1]['text'] }}<|im_end|>"
+    prompt = ChatPrompt(tmp_path / "tokenizer.json", template, special_tokens={})
+    texts = [TIMES[0], f" to the left {TIMES[1]}", f"square{TIMES[2]}", " in one word."]
+    whole = f"<|im_start|>{'<video>'.join(texts)}<|im_end|>a<|im_end|>"
+    video = prompt.tokenizer.token_to_id("<video>")
+    ids = [*prompt.prefix.tolist()]
+    for number, part in enumerate(prompt.encode_texts(texts)):
+        ids += [video] * (number > 0) + part.tolist()
+    theirs = _their_tokenizer(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert [*ids, *prompt.encode("a").suffix.tolist()] == theirs.encode(whole)
+
+
+@pytest.mark.parametrize("texts", [["e", "", ""], ["", "", "a"], ["", "a <video> b", ""]])
+def test_texts_that_run_together_with_the_prompt_are_refused(texts: list[str], tokenizer_file: Path) -> None:
+    prompt = ChatPrompt(tokenizer_file, "squar<video>re {{ messages[0]['content'][1]['text'] }}<|im_end|>")
+    assert [part.tolist() for part in prompt.encode_texts(["", "are", ""])][::2] == [[], []]
+    with pytest.raises(PruneVidError, match="run together with the prompt around them"):
+        prompt.encode_texts(texts)
+
+
+def test_the_text_between_two_frames_is_the_templates(tokenizer_file: Path) -> None:
+    assert ChatPrompt(tokenizer_file, TEMPLATE, "<image>", placeholder="frame").between_text == "\n"
+    assert ChatPrompt(tokenizer_file, TEMPLATE).between_text == ""
+
+
 def test_a_template_that_shows_no_images_is_refused(tokenizer_file: Path) -> None:
     with pytest.raises(PruneVidError, match="writes '<image>' 1 times for 2 frames; it must write it once for each"):
         ChatPrompt(tokenizer_file, "<image>" + ASK, "<image>", placeholder="frame")

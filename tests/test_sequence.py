@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,13 +15,34 @@ from prunevid import MergedTokens, PruneConfig, PruneVidError, merge_tokens, sel
 from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.methods.selection import group_topk
 from prunevid.runtime.sequence import Prefix, VideoTokens, arrange
-
-BEFORE = np.array([70, 71, 72])
+from prunevid.text.chat import ChatPrompt
 
 
 def encode(text: str) -> list[int]:
     """A tokenizer that has a token for each character."""
     return [1000 + ord(character) for character in text]
+
+
+@dataclass(frozen=True)
+class Characters:
+    """A prompt of that tokenizer."""
+
+    between_text: str = ""
+    prefix: np.ndarray = field(default_factory=lambda: np.array([70, 71, 72]))
+
+    @property
+    def between(self) -> np.ndarray:
+        return np.array(encode(self.between_text), np.int64)
+
+    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(encode(text), np.int64) for text in texts]
+
+
+def arranged(video: VideoTokens, prompt: Characters, layout: TokenLayout) -> Prefix:
+    return arrange(video, cast(ChatPrompt, prompt), layout)
+
+
+BEFORE = Characters().prefix
 
 
 @st.composite
@@ -51,12 +73,12 @@ PIECES = st.lists(
 
 
 @st.composite
-def layouts(draw: st.DrawFn, tokens: int) -> tuple[TokenLayout, np.ndarray]:
-    """A layout and what a prompt has between two frames."""
+def layouts(draw: st.DrawFn, tokens: int) -> tuple[TokenLayout, Characters]:
+    """A layout and a prompt that goes with it."""
     placeholder = draw(st.sampled_from(["video", "frame"]))
     pieces = draw(PIECES), draw(PIECES), draw(PIECES.filter(lambda found: not any(p.is_timed for p in found)))
-    between = draw(st.lists(st.integers(80, 90), max_size=25)) if placeholder == "frame" else []
-    return TokenLayout(tokens, None, placeholder, *pieces), np.array(between, np.int64)
+    between = draw(st.sampled_from(["", "|", "b" * 25])) if placeholder == "frame" else ""
+    return TokenLayout(tokens, None, placeholder, *pieces), Characters(between)
 
 
 def ids_of(pieces: tuple[Piece, ...], seconds: float) -> list[int]:
@@ -98,11 +120,11 @@ def spread(prefix: Prefix) -> list[int]:
 def test_rows_stand_as_the_rule_says(data: Any) -> None:
     features, prune = data.draw(videos())
     frames, tokens = features.shape[:2]
-    layout, between = data.draw(layouts(tokens))
+    layout, prompt = data.draw(layouts(tokens))
     merged = merge_tokens(features, prune)
     seconds = np.arange(frames) * 0.25
-    gaps = gaps_of(layout, between, seconds)
-    prefix = arrange(as_video(merged, seconds), BEFORE, between, layout, encode)
+    gaps = gaps_of(layout, prompt.between, seconds)
+    prefix = arranged(as_video(merged, seconds), prompt, layout)
     assert prefix.ids.tolist() == [*BEFORE, *stated_rows(merged.group, merged.segments, gaps)]
     assert prefix.ids.dtype == prefix.positions.dtype == np.int64
     np.testing.assert_array_equal(prefix.positions, np.arange(len(prefix))[None])
@@ -113,7 +135,7 @@ def test_rows_stand_as_the_rule_says(data: Any) -> None:
 
     index = np.arange(frames * tokens)
     whole = VideoTokens(features, index // tokens, index.reshape(frames, tokens), np.zeros(frames, np.int64), seconds)
-    plain = arrange(whole, BEFORE, between, layout, encode)
+    plain = arranged(whole, prompt, layout)
     assert plain.ids.tolist() == [*BEFORE, *plain_rows(frames, tokens, gaps)]
 
 
@@ -122,9 +144,9 @@ def test_rows_stand_as_the_rule_says(data: Any) -> None:
 def test_what_stands_among_tokens_is_kept_and_changes_no_choice(data: Any) -> None:
     features, prune = data.draw(videos())
     frames, tokens = features.shape[:2]
-    layout, between = data.draw(layouts(tokens))
+    layout, prompt = data.draw(layouts(tokens))
     merged = merge_tokens(features, prune)
-    prefix = arrange(as_video(merged, np.arange(frames) * 1.5), BEFORE, between, layout, encode)
+    prefix = arranged(as_video(merged, np.arange(frames) * 1.5), prompt, layout)
     scores = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 6, len(prefix) + 5) / 5
     contest = prefix.contest(prune, tokens)
     assert (np.diff(contest.group) >= 0).all()
@@ -145,7 +167,7 @@ def test_without_anything_among_them_tokens_compete_as_they_came() -> None:
     features = np.random.default_rng(1).standard_normal((5, 20, 4))
     merged = merge_tokens(features, PruneConfig())
     layout = TokenLayout(20, (4, 5), after_video=(Piece(row=9),))
-    prefix = arrange(as_video(merged, np.arange(5)), BEFORE, np.empty(0, np.int64), layout, encode)
+    prefix = arranged(as_video(merged, np.arange(5)), Characters(), layout)
     assert prefix.ids.tolist() == [*BEFORE, *[VISUAL] * len(merged.tokens), 9]
     assert (prefix.start, prefix.stop) == (3, 3 + len(merged.tokens))
     contest = prefix.contest(PruneConfig(), 20)
@@ -158,4 +180,4 @@ def test_times_that_are_not_known_are_asked_for() -> None:
     video = VideoTokens(merged.tokens, merged.group, merged.patch_to_token, merged.segments)
     layout = TokenLayout(3, None, before_frame=(Piece(text="{seconds:.1f}"),))
     with pytest.raises(PruneVidError, match="is told when each frame was"):
-        arrange(video, BEFORE, BEFORE, layout, encode)
+        arranged(video, Characters(), layout)

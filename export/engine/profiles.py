@@ -63,12 +63,12 @@ def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -
         raise PruneVidError(
             f"text must be {2 * _TEXT_BEFORE} or more, not {text}: it counts prompt, question and answer"
         )
-    visual = manifest.token_layout.most_rows(frames)
-    positions = manifest.prompt.max_positions
-    if visual + 2 * _TEXT_BEFORE > positions:
+    tokens, positions = manifest.token_layout.visual(frames), manifest.prompt.max_positions
+    if tokens + 2 * _TEXT_BEFORE > positions:
         raise PruneVidError(
-            f"{frames} frames are {visual} visual tokens, the model has {positions} positions: use fewer"
+            f"{frames} frames are {tokens} visual tokens, the model has {positions} positions: use fewer"
         )
+    visual = min(manifest.token_layout.most_rows(frames), positions - 2 * _TEXT_BEFORE)
     return BuildLimits(frames, visual, min(visual + text, positions))
 
 

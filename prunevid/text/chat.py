@@ -6,7 +6,7 @@ one works in the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class ChatPrompt:
         if np.array_equal(one.suffix, other.suffix):
             raise PruneVidError("the chat template leaves the question out; it must write the message's text")
         self._check_frames(one)
-        self.prefix, self.between = one.prefix, one.between
+        self.prefix, self.between, self._suffix = one.prefix, one.between, one.suffix
         self.least_tokens = len(one.prefix) + len(one.suffix)
 
     @classmethod
@@ -147,6 +147,40 @@ class ChatPrompt:
         """
         return self.tokenizer.render(self._given(question, system, 1))
 
+    @property
+    def between_text(self) -> str:
+        """What the template writes between two frames, as text."""
+        if self._placeholder == "video":
+            return ""
+        return self.tokenizer.render(self._given("a", None, 2)).split(self._video_token)[1]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Ids of texts where the video belongs in a prompt, with something else between any two of them.
+
+        They are tokenized with the prompt around them as one text.
+
+        Raises:
+            PruneVidError: The first or the last runs together with the prompt, or one has the video token in it.
+        """
+        before, after = self.tokenizer.render(self._given("a", None, 1)).split(self._video_token)
+        whole, bos = before + self._video_token.join(texts) + after, self._variables.get("bos_token")
+        special = self._add_special and not (bos and whole.startswith(bos))
+        parts = self._split(self.tokenizer.encode(whole, add_special_tokens=special))
+        start, end, suffix = len(self.prefix), len(parts[-1]) - len(self._suffix), self._suffix
+        if not (
+            len(parts) == len(texts)
+            and end >= 0
+            and np.array_equal(parts[0][:start], self.prefix)
+            and np.array_equal(parts[-1][end:], suffix)
+        ):
+            raise PruneVidError(
+                "the texts that this model has beside its frames run together with the prompt around them: its token "
+                "layout and its chat template do not go together"
+            )
+        parts[-1] = parts[-1][:end]
+        parts[0] = parts[0][start:]
+        return parts
+
     def _given(self, question: str, system: str | None, placeholders: int) -> dict[str, Any]:
         """The template's variables."""
         shown = {"type": "image" if self._placeholder == "frame" else "video"}
@@ -168,14 +202,19 @@ class ChatPrompt:
     def _parts(self, question: str, system: str | None, placeholders: int) -> list[NDArray[np.int64]]:
         """Ids of a prompt around its placeholders, one part more than there are of them."""
         given = self._given(question, system, placeholders)
-        ids = np.array(self.tokenizer.encode_prompt(given, add_special_tokens=self._add_special), np.int64)
-        (at,) = np.nonzero(ids == self._video_id)
-        if len(at) != placeholders:
+        parts = self._split(self.tokenizer.encode_prompt(given, add_special_tokens=self._add_special))
+        if len(parts) != placeholders + 1:
             shown = "one video; it must write it once"
             if self._placeholder == "frame":
                 shown = f"{placeholders} frames; it must write it once for each"
-            raise PruneVidError(f"the chat template writes {self._video_token!r} {len(at)} times for {shown}")
-        return [part[1:] if number else part for number, part in enumerate(np.split(ids, at))]
+            raise PruneVidError(f"the chat template writes {self._video_token!r} {len(parts) - 1} times for {shown}")
+        return parts
+
+    def _split(self, ids: list[int]) -> list[NDArray[np.int64]]:
+        """Ids around placeholders, one part more than there are of them."""
+        array = np.array(ids, np.int64)
+        parts = np.split(array, np.flatnonzero(array == self._video_id))
+        return [part[1:] if number else part for number, part in enumerate(parts)]
 
     def _check_frames(self, two: PromptIds) -> None:
         """Raise PruneVidError unless any number of frames has the same around and between them as ``two`` have."""

@@ -129,11 +129,14 @@ def observe(
     """Ask a question about a video and look at what happened to its patches.
 
     frames and prune as in ``Pipeline.open``; the answer is greedy, of 64 tokens at most. Raises PruneVidError where the
-    video cannot be read or the question not be asked.
+    video cannot be read, the question not be asked, or tokens have no places in a square.
     """
     # Before the video is read: a question that cannot be asked should not cost its encoding.
     ids = pipeline.prompt.encode(question)
     manifest = pipeline.bundle.manifest
+    grid = manifest.token_layout.grid
+    if grid is None or grid[0] != grid[1]:
+        raise PruneVidError(f"visual tokens of {manifest.model.name} lie in no square of their frame to draw")
     count = manifest.frames if frames is None else frames
     # The model and the eye want frames of different sizes; to keep whole ones for both could take gigabytes.
     session = pipeline.open(video, frames=count, prune=prune)

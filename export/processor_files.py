@@ -95,6 +95,9 @@ def read_preprocessing(checkpoint: Path, processor: ProcessorFormat, size: int, 
     data, where = _find(checkpoint, processor, patches)
     known = conform(data, _SECTION, where)
     _check_class(known, processor, where)
+    for key in processor.refused:
+        if known.get(key):
+            raise refuse(where, key, known[key], "false or null: frames are not padded")
     center_crop = _crops(known, processor, size, where)
     # To transformers, a step that is null is one not to take, and a value that is null is none at all.
     mean, std, rescale = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0

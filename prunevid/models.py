@@ -204,6 +204,11 @@ KNOWN = {
             "llava-hf/LLaVA-NeXT-Video-7B-hf",
             _llava_of_vicuna("llava-next-video", TokenLayout(12 * 12, (12, 12)), frames=24),
         ),
+        KnownModel(
+            "llava",
+            "llava-hf/llava-1.5-7b-hf",
+            _llava_of_vicuna("llava-1.5", TokenLayout(24 * 24, (24, 24), placeholder="frame"), frames=6),
+        ),
         KnownModel("llava_onevision", None, _DEMO),
     )
 }

@@ -41,6 +41,7 @@ PATCH = 8
 CHAT_TEMPLATE = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}\
 {% for content in message['content'] if content['type'] == 'video' %}{{ '<video>' }}{% endfor %}\
+{% for content in message['content'] if content['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}\
 {% for content in message['content'] if content['type'] == 'text' %}{{ '\\n' + content['text'] }}{% endfor %}\
 {{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
@@ -61,13 +62,16 @@ class Tiny:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Visual tokens of a frame: half the side, rounded up in LLaVA-OneVision and down elsewhere, squared."""
-        return ((self.side + (self.family == "llava_onevision")) // 2) ** 2
+        """Visual tokens of a frame: all patches, or those of half the side, rounded up or down, squared."""
+        halved = {"llava": self.side, "llava_next_video": self.side // 2}.get(self.family, (self.side + 1) // 2)
+        return halved**2
 
     @property
     def model(self) -> str:
         """A known model of the family."""
-        return {"llava_onevision": "llava-ov"}.get(self.family, self.family.replace("_", "-"))
+        return {"llava_onevision": "llava-ov", "llava_next_video": "llava-next-video", "llava": "llava-1.5"}[
+            self.family
+        ]
 
 
 # Odd and even sides, since pooling rounds up.
@@ -78,6 +82,7 @@ TINY = {
     "qwen3": Tiny("qwen3"),
     "mistral": Tiny("mistral"),
     "next-video": Tiny("llama", family="llava_next_video"),
+    "llava": Tiny("llama", side=6, family="llava"),
 }
 
 
@@ -220,6 +225,10 @@ def pixel_values(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 def video_features(model: Any, pixels: Array) -> npt.NDArray[np.float32]:
     """What the model's own tower, projector and pooling make of pixel values: [T, N, C], without newline."""
     config = model.config
+    if config.model_type == "llava":
+        with torch.no_grad():
+            images = model.model.get_image_features(torch.from_numpy(pixels)).pooler_output
+        return np.asarray(torch.stack(images).numpy())
     with torch.no_grad():
         found = model.model.get_video_features(
             torch.from_numpy(pixels)[None],

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from interleaving import VISUAL, Gaps, plain_rows
 from models import (
     IDS,
     TINY,
@@ -40,7 +41,7 @@ from prunevid.text.chat import ChatPrompt
 Array = npt.NDArray[Any]
 
 BUNDLES = [("qwen2", "ort"), ("qwen2", "portable"), ("tied", "portable"), ("qwen3", "ort")]
-BUNDLES += [("next-video", "ort"), ("next-video", "portable")]
+BUNDLES += [(name, dialect) for name in ("next-video", "llava") for dialect in ("ort", "portable")]
 SHORT, LONG = "Why?", "Which of the two shapes moves to the left, and what colour does it have? " * 5
 NEW_TOKENS = 12
 # What is promised; measured at 1e-4 and below.
@@ -90,24 +91,42 @@ def load(tiny_bundle: Callable[[str, str], Path]) -> Load:
 
 def prompt_ids(question: str) -> tuple[list[int], list[int]]:
     """Ids before and after the video, by transformers' own template and tokenizer."""
-    content = [{"type": "video"}, {"type": "text", "text": question}]
+    before, after = prompt_parts(question, "video", 1)
+    return before, after
+
+
+def prompt_parts(question: str, kind: str, count: int) -> list[list[int]]:
+    """Ids around the placeholders of ``count`` images or videos, one part more than there are of them."""
+    content = [*[{"type": kind}] * count, {"type": "text", "text": question}]
     ids = build_tokenizer().apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
     )
-    video = ids.index(IDS["<video>"])
-    return ids[:video], ids[video + 1 :]
+    (at,) = np.nonzero(np.array(ids) == IDS[f"<{kind}>"])
+    return [part.tolist()[number > 0 :] for number, part in enumerate(np.split(np.array(ids), at))]
+
+
+def around(model: Any, question: str, count: int) -> tuple[list[int], list[int], Gaps | None]:
+    """Ids before and after a video of ``count`` frames, and what stands among them where each is an image."""
+    if model.config.model_type != "llava":
+        return *prompt_ids(question), None
+    before, *between, after = prompt_parts(question, "image", count)
+    return before, after, [[], *between, []]
 
 
 def generate(model: Any, frames: Array, question: str) -> tuple[list[int], Array]:
     """Ids and logits of transformers, greedy and unpruned."""
-    before, after = prompt_ids(question)
+    before, after, gaps = around(model, question, len(frames))
     pixels = torch.from_numpy(pixel_values(frames))
     visual = video_features(model, pixel_values(frames)).size // model.config.text_config.hidden_size
-    ids = torch.tensor([[*before, *[IDS["<video>"]] * (visual + len(behind_video(model))), *after]])
+    shown = [IDS["<video>"]] * (visual + len(behind_video(model)))
+    if gaps is not None:
+        rows = plain_rows(len(frames), visual // len(frames), gaps)
+        shown = [IDS["<image>"] if row == VISUAL else row for row in rows]
+    ids = torch.tensor([[*before, *shown, *after]])
     found = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values_videos=pixels[None],
+        **({"pixel_values_videos": pixels[None]} if gaps is None else {"pixel_values": pixels}),
         max_new_tokens=NEW_TOKENS,
         output_logits=True,
         return_dict_in_generate=True,
@@ -132,7 +151,7 @@ def test_unpruned_answers_are_transformers(
     frames = frames_for(name, count, seed=count)
     expected_ids, expected_logits = generate(tiny_model(name), frames, question)
     chain.record = Record()
-    answer = pipeline.open(frames, prune=False).ask(question, SAMPLING)
+    answer = pipeline.open(frames, frames=count, prune=False).ask(question, SAMPLING)
     assert list(answer.token_ids) == expected_ids
     np.testing.assert_allclose(np.stack(chain.record.logits), expected_logits, atol=LOGITS)
     assert not answer.pruned
@@ -166,11 +185,13 @@ SETTINGS = {
 }
 
 
-def test_the_torch_method_without_pruning_is_generate(tiny_model: Callable[[str], Any]) -> None:
-    model, frames = tiny_model("qwen2"), frames_for("qwen2", 4)
+@pytest.mark.parametrize("name", ["qwen2", "next-video", "llava"])
+def test_the_torch_method_without_pruning_is_generate(tiny_model: Callable[[str], Any], name: str) -> None:
+    model, frames = tiny_model(name), frames_for(name, 4)
     expected_ids, expected_logits = generate(model, frames, SHORT)
     config = replace(PruneConfig.disabled(), prune_layer=1)
-    trace = generate_pruned(model, pixel_values(frames), *prompt_ids(SHORT), config, NEW_TOKENS)
+    before, after, gaps = around(model, SHORT, 4)
+    trace = generate_pruned(model, pixel_values(frames), before, after, config, NEW_TOKENS, gaps)
     assert trace.ids == expected_ids
     np.testing.assert_allclose(trace.logits, expected_logits, atol=1e-6)
 
@@ -187,18 +208,21 @@ def test_pruned_answers_are_those_of_the_method_in_torch(
     config = replace(SETTINGS[settings], prune_layer=pipeline.bundle.manifest.prune.prune_layer)
     pixels = pixel_values(frames)
     assert merge_is_clear(video_features(model, pixels), config), "this case proves nothing: take another seed"
-    expected = generate_pruned(model, pixels, *prompt_ids(question), config, NEW_TOKENS)
+    before, after, gaps = around(model, question, count)
+    expected = generate_pruned(model, pixels, before, after, config, NEW_TOKENS, gaps)
     assert 0 < len(expected.kept) < len(expected.tokens)
 
     chain.record = Record()
-    session = pipeline.open(frames, prune=config)
+    session = pipeline.open(frames, frames=count, prune=config)
     answer = session.ask(question, SAMPLING)
     np.testing.assert_array_equal(session.video.group, expected.group)
     np.testing.assert_allclose(session.video.tokens, expected.tokens, atol=1e-4)
-    first = len(prompt_ids(question)[0])
-    scores = chain.record.scores[0][first : first + len(expected.scores)]
-    np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
-    np.testing.assert_array_equal(chain.record.selections[0].kept, expected.kept)
+    if gaps is None:
+        scores, kept = chain.record.scores[0][len(before) :], chain.record.selections[0].kept
+    else:
+        scores, kept = session.attend(question)
+    np.testing.assert_allclose(scores[: len(expected.scores)], expected.scores, atol=1e-4)
+    np.testing.assert_array_equal(kept, expected.kept)
     assert list(answer.token_ids) == expected.ids
     np.testing.assert_allclose(np.stack(chain.record.logits), expected.logits, atol=LOGITS)
     assert answer.pruned

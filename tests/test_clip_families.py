@@ -1,4 +1,4 @@
-"""The families whose tower is CLIP, LLaVA-NeXT-Video first: configs, names of tensors, and features, by transformers.
+"""The families with CLIP, LLaVA-NeXT-Video and LLaVA-1.5: configs, names of tensors and features, by transformers.
 
 What the chain makes of them is in test_chain.py.
 """
@@ -23,11 +23,14 @@ from prunevid.export import export
 from prunevid.export.catalog import shipped_config
 from prunevid.export.families import family_of
 from prunevid.export.processor_files import read_preprocessing
+from prunevid.export.prompt_files import prompt_of_bytes
 from prunevid.models import KNOWN
 from prunevid.runtime import load
+from prunevid.runtime.show.maps import observe
 from prunevid.runtime.video.pixel_values import preprocess
+from prunevid.text.chat import ChatPrompt
 
-NAMES = ["next-video"]
+NAMES = ["next-video", "llava"]
 
 
 def shipped(name: str) -> dict[str, Any]:
@@ -129,6 +132,9 @@ def test_the_first_revision_of_llava_next_video_is_told_from_llava_next() -> Non
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "pooling": ("next-video", {"spatial_pool_mode": "conv"}, "spatial_pool_mode must be 'average' .* not 'conv'"),
     "stride": ("next-video", {"spatial_pool_stride": 4}, "spatial_pool_stride must be 2 .* not 4"),
+    "pllava": ("llava", {"pooling_method": "avg"}, "it is PLLaVA's: it has pooling_method, .* knows LLaVA-1.5"),
+    "pllava-frames": ("llava", {"num_frames": 16}, "it is PLLaVA's: it has num_frames"),
+    "image-token": ("llava", {"image_token_index": 32064}, "image_token_index must be below .* 32064, not 32064"),
     "video-token": ("next-video", {"video_token_index": 32064}, "video_token_index must be below .* 32064, not 32064"),
     **{
         f"{name}-{case}": (name, change, message)
@@ -184,6 +190,42 @@ def test_processor_files_of_the_published_kind_are_obeyed(tmp_path: Path, name: 
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(PruneVidError, match="crop_size must be 336 x 336, .* not 224 x 224"):
         read_preprocessing(tmp_path, family.PROCESSOR, 336, 576)
+
+
+def test_frames_that_would_be_padded_are_refused(tmp_path: Path) -> None:
+    # LlavaImageProcessor pads them to squares, the video processor of LLaVA-NeXT-Video ignores the key.
+    size = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_pad": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(size))
+    with pytest.raises(PruneVidError, match="do_pad must be false or null: .*, not true"):
+        read_preprocessing(tmp_path, family_of(shipped("llava"), "it").PROCESSOR, 336, 576)
+    assert read_preprocessing(tmp_path, family_of(shipped("next-video"), "it").PROCESSOR, 336, 576).center_crop
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_show_the_square_that_the_model_sees(tiny_bundle: Callable[[str, str], Path], name: str) -> None:
+    size = TINY[name].image_size
+    frames = np.zeros((2, size, 2 * size, 3), np.uint8)
+    frames[:, :, size // 2 : -size // 2] = 200
+    maps = observe(load(tiny_bundle(name, "ort")), frames, "Why?")
+    assert maps.frames.shape[1] == maps.frames.shape[2]
+    assert (maps.frames == 200).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bundles_of_random_weights_are_asked_as_vicuna_is(tmp_path: Path, name: str) -> None:
+    family = family_of(shipped(name), "it")
+    spec = prompt_of_bytes(tmp_path, family.CHAT, 4096)
+    kind = family.token_layout(parse(shipped(name))).placeholder
+    prompt = ChatPrompt(
+        tmp_path / spec.tokenizer, family.CHAT.template, spec.video_token, spec.eos_ids, placeholder=kind
+    )
+    ids = prompt.encode("What moves?")
+    before, between, after = (prompt.tokenizer.decode(part.tolist()) for part in (ids.prefix, ids.between, ids.suffix))
+    assert before == "USER: "
+    assert between == ("\n" if kind == "frame" else "")
+    assert after == "\nWhat moves? ASSISTANT:"
+    assert prompt.tokenizer.token_to_id("</s>") == 2
+    assert spec.eos_ids == (2,)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,7 +42,7 @@ from prunevid.runtime.fit.footprint import (
 )
 from prunevid.runtime.fit.one_run import QUESTION, synthetic_video
 from prunevid.runtime.fit.precision import EXPORTED, PRECISIONS, Precision, precisions_of
-from prunevid.runtime.fit.result import Shares, estimate_all, most_frames
+from prunevid.runtime.fit.result import Shares, estimate_all, frames_taken, most_frames
 
 ORIN, PI = DEVICES["agx-orin-64gb"], DEVICES["raspberry-pi-5-8gb"]
 PUBLISHED = Shares(0.425, 0.17)
@@ -610,3 +610,8 @@ def test_an_estimate_of_a_real_run_is_of_that_run(demo_bundle: Path) -> None:
     rows = session._pre_cache.length  # what stays for the next question
     assert rows == answer.token_counts.merged + answer.token_counts.text
     assert made.memory.kv == answer.kv_bytes + 4 * shape.layers * row + layers * rows * row
+
+
+def test_frames_that_a_model_has_no_positions_for_are_left_out_by_default() -> None:
+    for name, expected in (("llava-ov", [8, 16, 32, 64]), ("llava-next-video", [8, 16, 32, 64]), ("llava-1.5", [6, 8])):
+        assert frames_taken(KNOWN[name].shape, 10, (8, 16, 32, 64), PUBLISHED) == expected

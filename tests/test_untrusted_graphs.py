@@ -367,7 +367,7 @@ def every_export(
     folder = tmp_path_factory.mktemp("exports")
     found: dict[str, list[Path]] = {"ort": [demo_bundle], "portable": []}
     for dialect in found:
-        for name, precision in (("qwen2", "fp32"), ("qwen3", "fp16"), ("next-video", "fp32")):
+        for name, precision in (("qwen2", "fp32"), ("qwen3", "fp16"), ("next-video", "fp32"), ("llava", "fp16")):
             output = folder / f"{name}-{dialect}"
             made = export(
                 "llava-ov", output, checkpoint=str(tiny_checkpoint(name)), dialect=dialect, precision=precision

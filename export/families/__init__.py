@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunevid.errors import PruneVidError
-from prunevid.export.families import llava_next_video, llava_onevision
+from prunevid.export.families import llava, llava_next_video, llava_onevision
 from prunevid.export.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llava_onevision, llava_next_video)
+FAMILIES: tuple[Family, ...] = (llava_onevision, llava_next_video, llava)
 """All of them; no ``config.json`` is recognized by two."""
 
 

@@ -60,7 +60,7 @@ class ProcessorFormat:
     the files that are read where it has none, the first one wins. classes: how the names of the classes that read them
     begin; others take further steps. size, crop: what the class assumes for ``size`` and for the side that is cropped,
     None where it does not crop. mean, std: what published checkpoints say, for bundles without one; the classes assume
-    CLIP's, and bicubic resampling.
+    CLIP's, and bicubic resampling. refused: keys that others ignore and these classes obey, which must be off.
     """
 
     called: str
@@ -71,6 +71,7 @@ class ProcessorFormat:
     crop: int | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    refused: tuple[str, ...] = ()
 
     def usual(self, side: int) -> Preprocessing:
         """What published checkpoints make of frames, for a tower that takes squares of ``side`` pixels."""

@@ -15,7 +15,7 @@ from prunevid.bundle.sections.layout import TokenLayout
 from prunevid.cost import VisionShape
 from prunevid.export.checkpoint.schema import exactly, one_of, only
 from prunevid.export.families import clip_config as clip
-from prunevid.export.families import llava_architecture as llava
+from prunevid.export.families import llava_architecture as architecture
 from prunevid.export.families.family import ProcessorFormat
 from prunevid.export.families.text_config import TOKEN, decoder_of, is_tied
 from prunevid.export.families.vicuna import vicuna_chat
@@ -24,7 +24,7 @@ from prunevid.export.graphs.vision import VisionSpec
 
 FAMILY = "llava_next_video"
 
-NAMES = llava.tensor_names((), (*clip.UNUSED, r"model\.image_newline"))
+NAMES = architecture.tensor_names((), (*clip.UNUSED, r"model\.image_newline"))
 
 CHAT = vicuna_chat("video", {"<video>": 32000, "<image>": 32001})
 
@@ -41,7 +41,7 @@ PROCESSOR = ProcessorFormat(
 )
 
 _STRIDE = 2
-_CONFIG = llava.config_section(
+_CONFIG = architecture.config_section(
     clip.VISION,
     {
         "video_token_index": TOKEN,
@@ -65,12 +65,12 @@ def recognizes(data: Mapping[str, Any]) -> bool:
 
 def parse_config(data: dict[str, Any], where: str) -> Any:
     """The transformers config of a ``config.json``'s content; see `llava_architecture.build_config`."""
-    return llava.build_config(data, _CONFIG, FAMILY, "video", where)
+    return architecture.build_config(data, _CONFIG, FAMILY, "video", where)
 
 
 def empty_model(config: Any) -> Any:
     """The transformers model on the meta device: all names and shapes, no memory."""
-    return llava.empty_model(config)
+    return architecture.empty_model(config)
 
 
 def placeholder(config: Any) -> int:
@@ -85,12 +85,12 @@ def vision_spec(config: Any, model: Any, dtype: ir.DataType, attention: str) -> 
     def project(encoder: Any, patches: Any) -> Any:
         return encoder.multi_modal_projector(pool(patches))
 
-    return llava.encoder_spec(config, model, dtype, attention, token_layout(config).tokens_per_frame, project)
+    return architecture.encoder_spec(config, model, dtype, attention, token_layout(config).tokens_per_frame, project)
 
 
 def token_layout(config: Any) -> TokenLayout:
     """A square of tokens per frame, and nothing else; patches that fill no window are not shown."""
-    side = llava.patch_side(config) // _STRIDE
+    side = architecture.patch_side(config) // _STRIDE
     return TokenLayout(side**2, (side, side))
 
 

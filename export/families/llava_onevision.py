@@ -15,7 +15,7 @@ import onnx_ir as ir
 from prunevid.bundle.sections.layout import Piece, TokenLayout
 from prunevid.cost import VisionShape
 from prunevid.export.checkpoint.schema import one_of, only
-from prunevid.export.families import llava_architecture as llava
+from prunevid.export.families import llava_architecture as architecture
 from prunevid.export.families import siglip_config as siglip
 from prunevid.export.families.family import ChatFormat, ProcessorFormat
 from prunevid.export.families.text_config import TOKEN, decoder_of, is_tied
@@ -25,7 +25,7 @@ from prunevid.export.graphs.vision import VisionSpec
 
 FAMILY = "llava_onevision"
 
-NAMES = llava.tensor_names(("model.image_newline",), siglip.UNUSED)
+NAMES = architecture.tensor_names(("model.image_newline",), siglip.UNUSED)
 
 # Qwen2's, with the video on the first line.
 CHAT = ChatFormat(
@@ -61,7 +61,7 @@ PROCESSOR = ProcessorFormat(
     std=(0.5, 0.5, 0.5),
 )
 
-_CONFIG = llava.config_section(
+_CONFIG = architecture.config_section(
     siglip.VISION,
     {
         "video_token_index": TOKEN,
@@ -78,12 +78,12 @@ def recognizes(data: Mapping[str, Any]) -> bool:
 
 def parse_config(data: dict[str, Any], where: str) -> Any:
     """The transformers config of a ``config.json``'s content; see `llava_architecture.build_config`."""
-    return llava.build_config(data, _CONFIG, FAMILY, "video", where)
+    return architecture.build_config(data, _CONFIG, FAMILY, "video", where)
 
 
 def empty_model(config: Any) -> Any:
     """The transformers model on the meta device: all names and shapes, no memory."""
-    return llava.empty_model(config)
+    return architecture.empty_model(config)
 
 
 def placeholder(config: Any) -> int:
@@ -98,12 +98,12 @@ def vision_spec(config: Any, model: Any, dtype: ir.DataType, attention: str) -> 
     def project(encoder: Any, patches: Any) -> Any:
         return pool(encoder, encoder.multi_modal_projector(patches))
 
-    return llava.encoder_spec(config, model, dtype, attention, token_layout(config).tokens_per_frame, project)
+    return architecture.encoder_spec(config, model, dtype, attention, token_layout(config).tokens_per_frame, project)
 
 
 def token_layout(config: Any) -> TokenLayout:
     """A square of tokens per frame, and image_newline behind the video."""
-    side = math.ceil(llava.patch_side(config) / 2)
+    side = math.ceil(architecture.patch_side(config) / 2)
     return TokenLayout(side**2, (side, side), after_video=(Piece(row=config.text_config.vocab_size),))
 
 

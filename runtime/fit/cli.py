@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The share of tokens that PruneVid's paper keeps of LLaVA-OneVision-7B's, 17.0 %, is 0.4 of what merging leaves.
 _MERGED_SHARE = 0.425
-_FRAMES = "8,16,32,64"
+_FRAMES = (8, 16, 32, 64)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(DEVICES)}; or {LOCAL}: this machine, which also runs the bundle and states the error",
     )
     parser.add_argument(
-        "--frames", default=_FRAMES, metavar="N,N,...", help=f"frames of the video; {LOCAL} measures with the fewest"
+        "--frames",
+        default=argparse.SUPPRESS,
+        metavar="N,N,...",
+        help=f"frames of the video; {LOCAL} measures with the fewest (default: {_listed(_FRAMES)}; of a model that has "
+        "no positions for all of these, those that it takes and its own)",
     )
     parser.add_argument(
         "--merged-share",
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate, compare with a measurement where the device is this machine, and print."""
-    frames = _frames(args.frames)
+    given = _frames(args.frames) if hasattr(args, "frames") else None
     if (args.bundle is None) == (args.model is None):
         raise PruneVidError("give either a BUNDLE or --model NAME")
     if args.device == LOCAL and args.bundle is None:
@@ -68,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
         check_output(Path(args.json), inputs=[("the bundle", args.bundle)])
     model, prune = _model(args)
 
-    from prunevid.runtime.fit.result import Shares, estimate_all
+    from prunevid.runtime.fit.result import Shares, estimate_all, frames_taken
 
     shares = Shares(args.merged_share, getattr(args, "kept_share", args.merged_share * prune.keep_ratio))
+    frames = given or frames_taken(model, prune.prune_layer, _FRAMES, shares)
     comparisons: list[MeasuredEstimate] = []
     if device is None:
         from prunevid.runtime.fit.devices.local import local_device
@@ -91,8 +96,12 @@ def _frames(text: str) -> list[int]:
     except argparse.ArgumentTypeError:
         frames = [0]
     if min(frames) < 1:
-        raise PruneVidError(f"--frames must be whole numbers of 1 or more, such as {_FRAMES}, not {text!r}")
+        raise PruneVidError(f"--frames must be whole numbers of 1 or more, such as {_listed(_FRAMES)}, not {text!r}")
     return frames
+
+
+def _listed(frames: tuple[int, ...]) -> str:
+    return ",".join(map(str, frames))
 
 
 def _model(args: argparse.Namespace) -> tuple[ModelShape, PruneConfig]:

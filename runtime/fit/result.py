@@ -129,6 +129,17 @@ def estimate_all(
     return FitResult(model, prune_layer, device, shares, tuple(pairs))
 
 
+def frames_taken(model: ModelShape, prune_layer: int, frames: Sequence[int], shares: Shares) -> list[int]:
+    """Of some numbers of frames, those that the model has positions for when pruned; unless it takes all, its own, too.
+
+    Raises:
+        PruneVidError: when a share is out of range.
+    """
+    needed = {count: workload(model, prune_layer, count, shares.merged, shares.kept).positions for count in frames}
+    taken = [count for count in frames if needed[count] <= model.max_positions]
+    return taken if len(taken) == len(frames) else sorted({model.frames, *taken})
+
+
 def most_frames(model: ModelShape, merged_share: float) -> int:
     """The longest video that the model has positions for, in frames."""
     layout = model.layout

@@ -18,6 +18,7 @@ from models import structured_features
 
 from prunevid import PruneVidError
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.bundle.sections.layout import Piece
 from prunevid.runtime import SamplingConfig, VideoSession
 from prunevid.runtime.backends.arrays import HostMemory, Slot
 from prunevid.runtime.backends.cuda import Cuda
@@ -152,6 +153,30 @@ def test_what_the_language_model_reads_may_lie_in_every_way_too(chain: Chain, en
     for name in ("transposed", "sliced along the last axis", "backwards", "other byte order", "unaligned"):
         for found, right in zip(run(FORMS[name]), expected, strict=True):
             np.testing.assert_array_equal(found, right, err_msg=name)
+
+
+@pytest.mark.parametrize("selection", ["group", "global"])
+def test_rows_among_a_videos_tokens_are_kept_wherever_the_graphs_run(
+    chain: Chain, engines: Bundle, selection: str
+) -> None:
+    row = Piece(row=5)
+    layout = replace(chain.manifest.token_layout, before_frame=(row,), after_frame=(row,))
+    prune = replace(chain.manifest.prune, selection=selection)
+    found = []
+    for each in (chain, Chain(engines, OrtCpuBackend(threads=1))):
+        each.manifest = replace(each.manifest, token_layout=layout)
+        pipeline = Pipeline(engines, each)
+        session = VideoSession(
+            each, pipeline.prompt, each.arrange(each.merge(features_of(each), prune), pipeline.prompt), prune
+        )
+        answer = session.ask("how many objects move ?", SHORT)
+        counts = answer.token_counts
+        assert counts.text_before == len(pipeline.prompt.prefix) + 2 * FRAMES - 1
+        assert counts.kept < counts.merged
+        kept = session.attend("how many objects move ?")[1]
+        assert len(kept) == counts.kept
+        found.append((answer.token_ids, counts, kept.tolist()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

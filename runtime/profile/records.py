@@ -54,8 +54,8 @@ class Tokens:
     """Tokens of one question at each step.
 
     patches: of all frames in the vision tower. visual: what projector and pooling make of them. merged, kept: what
-    merging and selection leave. retained: kept over visual. text_before, text_after: around the video; image_newline
-    counts as text.
+    merging and selection leave. retained: kept over visual. text_before, text_after: up to the last visual token, and
+    behind it; all that is not visual is text.
     """
 
     patches: int

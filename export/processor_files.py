@@ -88,9 +88,14 @@ _SECTION = Section(
 def read_preprocessing(checkpoint: Path, processor: ProcessorFormat, size: int, patches: int) -> Preprocessing:
     """Preprocessing as the checkpoint's processor files have it.
 
-    processor: which files those are, and what their classes assume. size: side of the frames that the vision tower
-    takes, in pixels; patches: how many it cuts them into. Raises PruneVidError where there is no such file, or where it
-    asks for something else than the runtime does.
+    Args:
+        checkpoint: Its folder.
+        processor: Which files those are, and what their classes assume.
+        size: Side of the frames that the vision tower takes, in pixels.
+        patches: How many patches it cuts them into.
+
+    Raises:
+        PruneVidError: There is no such file, or it asks for something else than the runtime does.
     """
     data, where = _find(checkpoint, processor, patches)
     known = conform(data, _SECTION, where)

@@ -174,22 +174,63 @@ def test_a_bundle_crops_as_the_checkpoint_says(tiny_bundle: Callable[[str, str],
     assert (settings.center_crop, settings.size) == (True, TINY[name].image_size)
 
 
+# What preprocessor_config.json says in the published checkpoints.
+PROCESSOR: dict[str, Any] = {
+    "crop_size": {"height": 336, "width": 336},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 336},
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "next-video": {
+        "do_pad": True,
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        "image_processor_type": "LlavaNextImageProcessor",
+        "processor_class": "LlavaNextVideoProcessor",
+    },
+    "llava": {"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor"},
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_processor_files_of_the_published_kind_are_obeyed(tmp_path: Path, name: str) -> None:
+def test_published_processor_files_are_obeyed(tmp_path: Path, name: str, nested: bool) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor.to_dict(), default=str))
-    family = family_of(shipped(name), "it")
+    family, written = family_of(shipped(name), "it"), PROCESSOR | PUBLISHED[name]
+    if nested:
+        (tmp_path / "processor_config.json").write_text(json.dumps({family.PROCESSOR.section: written}))
+    else:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
     settings = read_preprocessing(tmp_path, family.PROCESSOR, 336, 576)
     assert settings == family.PROCESSOR.usual(336)
     frames = np.random.default_rng(0).integers(0, 256, (2, 211, 333, 3), np.uint8)
+    processor = CLIPImageProcessorPil(**PROCESSOR)
     theirs = processor(list(frames), return_tensors="np", input_data_format="channels_last")["pixel_values"]
     np.testing.assert_array_equal(preprocess(frames, settings), theirs)
-    # What the class assumes is another size.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_processor_file_leaves_out_is_what_the_class_assumes(tmp_path: Path, name: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text("{}")
+    family = family_of(shipped(name), "it")
+    assert read_preprocessing(tmp_path, family.PROCESSOR, 224, 256) == family.PROCESSOR.usual(224)
     with pytest.raises(PruneVidError, match="crop_size must be 336 x 336, .* not 224 x 224"):
         read_preprocessing(tmp_path, family.PROCESSOR, 336, 576)
+
+
+@pytest.mark.parametrize("other", ["LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"])
+def test_processors_that_cut_images_into_tiles_are_refused_for_llava(tmp_path: Path, other: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"image_processor_type": other}))
+    with pytest.raises(PruneVidError, match="image_processor_type must be a processor of LLaVA-1.5"):
+        read_preprocessing(tmp_path, family_of(shipped("llava"), "it").PROCESSOR, 336, 576)
 
 
 def test_frames_that_would_be_padded_are_refused(tmp_path: Path) -> None:
@@ -226,6 +267,32 @@ def test_bundles_of_random_weights_are_asked_as_vicuna_is(tmp_path: Path, name: 
     assert after == "\nWhat moves? ASSISTANT:"
     assert prompt.tokenizer.token_to_id("</s>") == 2
     assert spec.eos_ids == (2,)
+
+
+# Written with what the published templates are written with: filters, comments, and a tag that only training knows.
+PUBLISHED_TEMPLATE = """\
+{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}\
+{# first what is shown #}{% for shown in message['content'] | selectattr('type', 'equalto', KIND) %}\
+{{ '<' + KIND + '>\\n' }}{% endfor %}\
+{% for said in message['content'] | selectattr('type', 'equalto', 'text') %}\
+{% if message['role'] == 'assistant' %}{% generation %}{{ said['text'] + ' ' }}{% endgeneration %}\
+{% else %}{{ said['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}\
+{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoints_template_of_the_published_kind_is_asked_like_the_random_one(tmp_path: Path, name: str) -> None:
+    family = family_of(shipped(name), "it")
+    spec, layout = prompt_of_bytes(tmp_path, family.CHAT, 4096), family.token_layout(parse(shipped(name)))
+    kind = {"video": "video", "frame": "image"}[layout.placeholder]
+    published, ours = (
+        ChatPrompt(tmp_path / spec.tokenizer, template, spec.video_token, spec.eos_ids, placeholder=layout.placeholder)
+        for template in (PUBLISHED_TEMPLATE.replace("KIND", repr(kind)), family.CHAT.template)
+    )
+    for found, expected in zip(
+        vars(published.encode("Why?")).values(), vars(ours.encode("Why?")).values(), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""The model families that can be exported, a module each (:class:`prunevid.export.families.family.Family`)."""
+"""The model families that can be exported, a module each, which has what `prunevid.export.families.family.Family` says."""
 
 from __future__ import annotations
 

@@ -20,10 +20,14 @@ from prunevid.export.graphs.vision import VisionSpec
 class TensorNames:
     """What tensors are called in today's transformers model, and in checkpoints.
 
-    embeddings, head: the token embedding table and the output matrix. decoder: what stands before the names of the
-    language model's tensors. learned_rows: learned vectors that stand among visual tokens; in a bundle, they are the
-    rows of the embedding table behind the vocabulary. renames: patterns of names in checkpoints, and today's. unused:
-    patterns of tensors that checkpoints hold and no output that the model reads depends on.
+    Attributes:
+        embeddings: The token embedding table.
+        head: The output matrix.
+        decoder: What stands before the names of the language model's tensors.
+        learned_rows: Learned vectors that stand among visual tokens; in a bundle, they are the rows of the embedding
+            table behind the vocabulary.
+        renames: Patterns of names in checkpoints, and today's.
+        unused: Patterns of tensors that checkpoints hold and no output that the model reads depends on.
     """
 
     embeddings: str
@@ -43,7 +47,11 @@ class TensorNames:
 class ChatFormat:
     """A chat template and the special tokens in it with their numbers, for bundles without a checkpoint.
 
-    video_token: stands for the video. end: ends an answer.
+    Attributes:
+        template: The template, in Jinja.
+        special_tokens: Numbers of the special tokens.
+        video_token: The one that stands for the video, or for each of its frames.
+        end: The one that ends an answer.
     """
 
     template: str
@@ -56,11 +64,16 @@ class ChatFormat:
 class ProcessorFormat:
     """How a checkpoint of the family says what frames become, and what the class that reads it in transformers assumes.
 
-    called: the family, as messages call it. section: the key of ``processor_config.json`` whose object wins. files:
-    the files that are read where it has none, the first one wins. classes: how the names of the classes that read them
-    begin; others take further steps. size, crop: what the class assumes for ``size`` and for the side that is cropped,
-    None where it does not crop. mean, std: what published checkpoints say, for bundles without one; the classes assume
-    CLIP's, and bicubic resampling. refused: keys that others ignore and these classes obey, which must be off.
+    Attributes:
+        called: The family, as messages call it.
+        section: The key of ``processor_config.json`` whose object wins.
+        files: The files that are read where it has none; the first one wins.
+        classes: How the names of the classes that read them begin; others take further steps.
+        size: What the class assumes for ``size``.
+        crop: What it assumes for the side of ``crop_size``, in pixels; None where it does not crop.
+        mean: What published checkpoints say, for bundles without one; the classes all assume CLIP's.
+        std: Likewise.
+        refused: Keys that others ignore and these classes obey, which must be off.
     """
 
     called: str
@@ -108,7 +121,12 @@ class Family(Protocol):
     def parse_config(self, data: dict[str, Any], where: str) -> Any:
         """The transformers config of a ``config.json``'s content.
 
-        Raises PruneVidError for values out of bounds, and for variants that the exporter would get wrong.
+        Args:
+            data: The content.
+            where: The file, as messages call it.
+
+        Raises:
+            PruneVidError: A value is out of bounds, or asks for what the exporter would get wrong.
         """
         ...
 
@@ -117,11 +135,18 @@ class Family(Protocol):
         ...
 
     def placeholder(self, config: Any) -> int:
-        """The number of the token that stands for the video in a prompt."""
+        """The number of the token that stands for the video in a prompt, or for each of its frames."""
         ...
 
     def vision_spec(self, config: Any, model: Any, dtype: ir.DataType, attention: str) -> VisionSpec:
-        """What is traced: tower, projector and pooling. attention: transformers' name for how the tower attends."""
+        """What is traced: tower, projector and pooling.
+
+        Args:
+            config: As `parse_config` gives it.
+            model: As `empty_model` gives it.
+            dtype: Type of the parameters, FLOAT or FLOAT16.
+            attention: transformers' name for how the tower attends.
+        """
         ...
 
     def token_layout(self, config: Any) -> TokenLayout:
@@ -133,5 +158,10 @@ class Family(Protocol):
         ...
 
     def decoder_spec(self, config: Any, tied: bool | None = None) -> DecoderSpec:
-        """The language model. tied: whether the output matrix is the embedding table; None: as the config has it."""
+        """The language model.
+
+        Args:
+            config: As `parse_config` gives it.
+            tied: Whether the output matrix is the embedding table; None: as the config has it.
+        """
         ...

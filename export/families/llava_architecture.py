@@ -33,7 +33,12 @@ _LAYER = whole(-LAYERS - 1, LAYERS)
 
 
 def tensor_names(learned: tuple[str, ...], unused: tuple[str, ...]) -> TensorNames:
-    """Names of the tensors. learned: see TensorNames.learned_rows. unused: patterns of the family's own unused ones."""
+    """Names of the tensors.
+
+    Args:
+        learned: Learned vectors that stand among visual tokens (`TensorNames.learned_rows`).
+        unused: Patterns of tensors that nothing reads, beside those that no LLaVA model reads.
+    """
     return TensorNames(
         embeddings="model.language_model.embed_tokens.weight",
         head="lm_head.weight",
@@ -56,7 +61,12 @@ def tensor_names(learned: tuple[str, ...], unused: tuple[str, ...]) -> TensorNam
 
 
 def config_section(vision: Mapping[str, Rule | Section], own: Mapping[str, Rule | Section]) -> Section:
-    """What a ``config.json`` may say. vision: of its ``vision_config``. own: of keys that the family adds."""
+    """What a ``config.json`` may say.
+
+    Args:
+        vision: The rules of its ``vision_config``.
+        own: Those of keys that the family adds.
+    """
     return Section(
         {
             "text_config": Section(TEXT),
@@ -80,8 +90,16 @@ def config_section(vision: Mapping[str, Rule | Section], own: Mapping[str, Rule 
 def build_config(data: dict[str, Any], section: Section, model_type: str, placeholder: str, where: str) -> Any:
     """The transformers config object of a ``config.json``'s content, as transformers has it for ``model_type``.
 
-    placeholder: ``video`` or ``image``, whose token stands for what is shown. Raises PruneVidError that names the file,
-    the key, the value and what is allowed, for values out of bounds and for what this exporter would get wrong.
+    Args:
+        data: The content.
+        section: What it may say.
+        model_type: The name of the config's class in transformers.
+        placeholder: ``video`` or ``image``, whose token stands for what is shown.
+        where: The file, as messages call it.
+
+    Raises:
+        PruneVidError: A value is out of bounds, or asks for what this exporter would get wrong; it names the file, the
+            key, the value and what is allowed.
     """
     known = _checked(data, section, where)
     from transformers import CONFIG_MAPPING
@@ -139,8 +157,14 @@ def encoder_spec(
 ) -> VisionSpec:
     """The encoder to trace, of the transformers model's own parts.
 
-    attention: transformers' name for how the tower attends. project: from the encoder module and the chosen patches
-    [F, patches, channels] to features [F, tokens_per_frame, C], by the module's ``multi_modal_projector``.
+    Args:
+        config: The model's config.
+        model: The transformers model on the meta device; its tower is told how to attend.
+        dtype: Type of the parameters, FLOAT or FLOAT16.
+        attention: transformers' name for how the tower attends.
+        tokens_per_frame: Tokens that ``project`` leaves of a frame.
+        project: From the encoder module and the chosen patches [F, patches, channels] to features
+            [F, tokens_per_frame, C], by the module's ``multi_modal_projector``.
     """
     use_attention(model.model.vision_tower, attention)
     return VisionSpec(

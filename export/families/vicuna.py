@@ -18,8 +18,9 @@ _TEMPLATE = """\
 def vicuna_chat(kind: str, special_tokens: dict[str, int]) -> ChatFormat:
     """The format with what is shown on lines of its own before the question.
 
-    kind: ``video`` or ``image``, as templates know it and as its token is called. special_tokens: those that the model
-    adds to the vocabulary.
+    Args:
+        kind: ``video`` or ``image``, as templates know it and as its token is called.
+        special_tokens: Those that the model adds to the vocabulary.
     """
     template = _TEMPLATE.replace("KIND", kind)
     return ChatFormat(template, {"</s>": 2, **special_tokens}, video_token=f"<{kind}>", end="</s>")

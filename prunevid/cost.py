@@ -14,7 +14,7 @@ from typing import Any
 
 from prunevid.config import PruneConfig
 from prunevid.errors import InvalidValueError
-from prunevid.validation import LARGEST, is_integer, require
+from prunevid.validation import LARGEST, is_integer, require, require_integer
 
 __all__ = [
     "MOST_LAYERS",
@@ -38,10 +38,10 @@ MOST_LAYERS = 1000
 """Of a language model; the deepest that is known has 126."""
 
 
-def _require_counts(instance: Any, least: int, flags: tuple[str, ...] = ()) -> None:
-    """Check that every field of a dataclass is an integer of at least this much, but those that are true or false."""
+def _require_counts(instance: Any, least: int, but: tuple[str, ...] = ()) -> None:
+    """Check that every field of a dataclass, but some, is an integer of at least this much."""
     for field in fields(instance):
-        if field.name in flags:
+        if field.name in but:
             continue
         value, name = getattr(instance, field.name), f"{type(instance).__name__}.{field.name}"
         require(name, value, is_integer(value) and value >= least, f"an integer of {least} or more")
@@ -83,9 +83,10 @@ class VisionShape:
         patch_values: pixel values of one patch, 3 * side * side.
         class_token: whether a learned token runs through the layers with a frame's patches, as in CLIP, which has a
             norm before the layers, too, and no bias in the patches' embedding.
+        projected: rows of one frame that the projector takes; None for all patches, which are pooled behind it.
 
     Raises:
-        InvalidValueError: when a number is below 1.
+        InvalidValueError: when a value is out of its range.
     """
 
     layers: int
@@ -94,9 +95,13 @@ class VisionShape:
     patches: int
     patch_values: int
     class_token: bool = False
+    projected: int | None = None
 
     def __post_init__(self) -> None:
-        _require_counts(self, least=1, flags=("class_token",))
+        _require_counts(self, least=1, but=("class_token", "projected"))
+        require("VisionShape.class_token", self.class_token, isinstance(self.class_token, bool), "true or false")
+        if self.projected is not None:
+            require_integer("VisionShape.projected", self.projected, 1, self.patches)
 
     @property
     def rows(self) -> int:
@@ -200,9 +205,9 @@ def vision_flops(shape: VisionShape, frames: int) -> int:
 
 
 def projector_flops(vision: VisionShape, decoder: DecoderShape, frames: int) -> int:
-    """FLOPs of a projector of two matrices, run on every patch before pooling, as LLaVA-OneVision does."""
+    """FLOPs of a projector of two matrices, run on every patch or on what pooling leaves of them."""
     weights = vision.hidden_size * decoder.hidden_size + decoder.hidden_size**2
-    return 2 * frames * vision.patches * weights
+    return 2 * frames * (vision.projected or vision.patches) * weights
 
 
 def merge_flops(channels: int, frames: int, group_sizes: Sequence[int], config: PruneConfig) -> int:

@@ -6,7 +6,7 @@ here they are as data, so that a runtime without transformers has them, too. A t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS, Blocks
 from prunevid.bundle.sections.layout import Piece, TokenLayout
@@ -136,12 +136,12 @@ def _llava_onevision(
 _CLIP_L = VisionShape(23, 1024, 4096, patches=24 * 24, patch_values=3 * 14 * 14, class_token=True)
 
 
-def _llava_of_vicuna(name: str, layout: TokenLayout, frames: int) -> ModelShape:
+def _llava_of_vicuna(name: str, layout: TokenLayout, frames: int, vision: VisionShape = _CLIP_L) -> ModelShape:
     """A LLaVA of CLIP-L/14 at 336 pixels, whose last layer is not run, and Vicuna 7B."""
     return ModelShape(
         name=name,
         decoder=VICUNA_7B,
-        vision=_CLIP_L,
+        vision=vision,
         image_size=336,
         layout=layout,
         tied=False,
@@ -202,12 +202,14 @@ KNOWN = {
         KnownModel(
             "llava_next_video",
             "llava-hf/LLaVA-NeXT-Video-7B-hf",
-            _llava_of_vicuna("llava-next-video", TokenLayout(12 * 12, (12, 12)), frames=24),
+            _llava_of_vicuna(
+                "llava-next-video", TokenLayout(12 * 12, (12, 12)), 24, replace(_CLIP_L, projected=12 * 12)
+            ),
         ),
         KnownModel(
             "llava",
             "llava-hf/llava-1.5-7b-hf",
-            _llava_of_vicuna("llava-1.5", TokenLayout(24 * 24, (24, 24), placeholder="frame"), frames=6),
+            _llava_of_vicuna("llava-1.5", TokenLayout(576, (24, 24), placeholder="frame"), 6),
         ),
         KnownModel("llava_onevision", None, _DEMO),
     )

@@ -23,6 +23,7 @@ def _back(data: dict[str, Any]) -> None:
     data["schema_version"] = 1
     del data["blocks"], data["prune"]["method"], data["prompt"]["question_tokenizer"]
     del data["preprocessing"]["center_crop"], data["model"]["vision"]["class_token"]
+    del data["model"]["vision"]["projected"]
     layout = data.pop("token_layout")
     data["model"]["tokens_per_frame"] = layout["tokens_per_frame"]
     (data["embeddings"]["image_newline"],) = (piece["row"] for piece in layout["after_video"])

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -103,6 +104,18 @@ def test_merging_counts_only_clustered_groups() -> None:
     assert merge_flops(64, 4, [], config) == frames_only
     assert merge_flops(64, 4, [14, 0, 3], config) == frames_only
     assert merge_flops(64, 4, [14, 20], config) == frames_only + 2 * 64 * (20 * 20 + 10 * 20)
+
+
+def test_a_class_token_runs_along_and_pooling_may_come_before_the_projector() -> None:
+    clip = VisionShape(23, 1024, 4096, patches=576, patch_values=588, class_token=True)
+    layer = 2 * 577 * (4 * 1024**2 + 2 * 1024 * 4096) + 4 * 1024 * 577**2
+    assert vision_flops(clip, 3) == 3 * (23 * layer + 2 * 576 * 588 * 1024)
+    assert projector_flops(clip, VICUNA_7B, 3) == 3 * 2 * 576 * (1024 * 4096 + 4096**2)
+    pooled = replace(clip, projected=144)
+    assert vision_flops(pooled, 3) == vision_flops(clip, 3)
+    assert 4 * projector_flops(pooled, VICUNA_7B, 3) == projector_flops(clip, VICUNA_7B, 3)
+    with pytest.raises(PruneVidError, match="projected must be an integer from 1 to 576"):
+        replace(clip, projected=577)
 
 
 def test_stages_add_up() -> None:

@@ -191,6 +191,7 @@ def test_other_arrays_are_refused(frames: np.ndarray) -> None:
         ({"rescale": float("inf")}, "rescale"),
         ({"resample": "cubic"}, "resample"),
         ({"resample": ["bicubic"]}, "resample"),
+        ({"center_crop": 1}, "center_crop"),
     ],
 )
 def test_bad_parameters_are_refused(change: dict[str, Any], message: str) -> None:

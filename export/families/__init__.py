@@ -1,4 +1,4 @@
-"""The model families that can be exported, a module each, which has what `prunevid.export.families.family.Family` says."""
+"""The model families that can be exported, a module each (`prunevid.export.families.family.Family`)."""
 
 from __future__ import annotations
 

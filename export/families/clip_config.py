@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from prunevid.cost import VisionShape
@@ -22,6 +23,12 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 """What the processors of CLIP towers normalize with."""
 
 
-def clip_shape(config: Any) -> VisionShape:
-    """Shape of the vision tower, counting the layers up to the one whose output is used."""
-    return tower_shape(config.vision_config, config.vision_feature_layer, class_token=True)
+def clip_shape(config: Any, projected: int | None = None) -> VisionShape:
+    """Shape of the vision tower, counting the layers up to the one whose output is used.
+
+    Args:
+        config: The model's config.
+        projected: Rows of a frame that the projector takes; None for all patches.
+    """
+    shape = tower_shape(config.vision_config, config.vision_feature_layer)
+    return replace(shape, class_token=True, projected=projected)

@@ -96,7 +96,7 @@ def token_layout(config: Any) -> TokenLayout:
 
 def vision_shape(config: Any) -> VisionShape:
     """Shape of the vision tower, counting the layers up to the one whose output is used."""
-    return clip.clip_shape(config)
+    return clip.clip_shape(config, projected=token_layout(config).tokens_per_frame)
 
 
 def decoder_spec(config: Any, tied: bool | None = None) -> DecoderSpec:

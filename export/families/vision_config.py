@@ -69,7 +69,7 @@ def as_layers(chosen: int | list[int]) -> list[int]:
     return [chosen] if isinstance(chosen, int) else chosen
 
 
-def tower_shape(vision: Any, chosen: int | list[int], *, class_token: bool = False) -> VisionShape:
+def tower_shape(vision: Any, chosen: int | list[int]) -> VisionShape:
     """Shape of the vision tower, counting the layers up to the last whose output is used."""
     last = max(_layers_run(layer, vision.num_hidden_layers) for layer in as_layers(chosen))
     return VisionShape(
@@ -78,7 +78,6 @@ def tower_shape(vision: Any, chosen: int | list[int], *, class_token: bool = Fal
         intermediate_size=vision.intermediate_size,
         patches=(vision.image_size // vision.patch_size) ** 2,
         patch_values=3 * vision.patch_size**2,
-        class_token=class_token,
     )
 
 

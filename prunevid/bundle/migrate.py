@@ -120,14 +120,15 @@ def _token_layout(old: _Old) -> None:
         raise UnknownEntryError(f"{MANIFEST}.prompt has the entry 'question_tokenizer'")
 
 
-def _cropping(old: _Old) -> None:
-    """1 to 2: frames were shown whole, and no tower had a class token."""
+def _tower_and_crop(old: _Old) -> None:
+    """1 to 2: frames were shown whole, no tower had a class token, and pooling stood behind the projector."""
     _add(old.section("preprocessing"), "center_crop", False, "preprocessing")
     _add(old.section("model", "vision"), "class_token", False, "model.vision")
+    _add(old.section("model", "vision"), "projected", None, "model.vision")
 
 
 _STEPS: dict[int, tuple[Callable[[_Old], None], ...]] = {
-    1: (_files_of_weights, _decoder_facts, _cache, _blocks, _merge_method, _token_layout, _cropping),
+    1: (_files_of_weights, _decoder_facts, _cache, _blocks, _merge_method, _token_layout, _tower_and_crop),
 }
 """By the schema that they start from, what leads to the next one, in order."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunevid.errors import InvalidValueError
-from prunevid.validation import is_number, require_integer, require_number, shown
+from prunevid.validation import is_number, require, require_integer, require_number, shown
 
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _MAX_SIZE = 4096
@@ -55,6 +55,7 @@ class Preprocessing:
             raise InvalidValueError(
                 f"preprocessing: resample must be one of {', '.join(RESAMPLE)}, not {shown(self.resample)}"
             )
+        require("preprocessing: center_crop", self.center_crop, isinstance(self.center_crop, bool), "true or false")
 
 
 def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:

@@ -199,6 +199,14 @@ def test_a_template_that_counts_its_frames_is_refused(template: str, number: int
         ChatPrompt(tokenizer_file, template + ASK, "<image>", placeholder="frame")
 
 
+def test_a_template_that_writes_much_between_frames_is_refused(tokenizer_file: Path) -> None:
+    template = "{% for c in messages[0]['content'] if c['type'] == 'image' %}<image>{{ 'x ' * 500000 }}{% endfor %}"
+    with pytest.raises(PruneVidError, match=r"writes [0-9]+ tokens between two frames; 16 are the most"):
+        ChatPrompt(tokenizer_file, template.replace("500000", "17") + ASK, "<image>", placeholder="frame")
+    with pytest.raises(PruneVidError):
+        ChatPrompt(tokenizer_file, template + ASK, "<image>", placeholder="frame")
+
+
 TIMES = [f"<{time:.1f} seconds>" for time in (0.0, 0.5, 12.5)]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunevid.bundle import Bundle
+from prunevid.bundle.sections.layout import MOST_BETWEEN
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
 from prunevid.text.process import TextProcess
@@ -220,6 +221,10 @@ class ChatPrompt:
         """Raise PruneVidError unless any number of frames has the same around and between them as ``two`` have."""
         if self._placeholder == "video":
             return
+        if len(two.between) > MOST_BETWEEN:
+            raise PruneVidError(
+                f"the chat template writes {len(two.between)} tokens between two frames; {MOST_BETWEEN} are the most"
+            )
         for frames in (1, 3, 4):
             parts = self._parts("a", None, frames)
             if not all(map(np.array_equal, parts, [two.prefix, *[two.between] * (frames - 1), two.suffix])):

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from prunevid.errors import InvalidValueError
 from prunevid.validation import require, require_integer, require_text, shown
 
-__all__ = ["ENCODINGS", "PLACEHOLDERS", "POSITION_AXES", "Piece", "TokenLayout"]
+__all__ = ["ENCODINGS", "MOST_BETWEEN", "PLACEHOLDERS", "POSITION_AXES", "Piece", "TokenLayout"]
 
 PLACEHOLDERS = ("video", "frame")
 ENCODINGS = ("frame", "clip")
 POSITION_AXES = (1, 3)
+MOST_BETWEEN = 16
+"""Tokens that a chat template may write between the placeholders of two frames; usually it is one, of a line break."""
 
 _MOST_TOKENS = 1 << 16
 _MOST_CHANNELS = 1 << 20
 _MOST_PIECES = 16
 _LONGEST_TEXT = 200
-# Tokens that a chat template writes between the placeholders of two frames: usually one, of a line break.
-_MOST_BETWEEN = 16
 _FORMAT = re.compile(r"\.[0-6]f")
 
 
@@ -137,7 +137,7 @@ class TokenLayout:
         # A text has no more tokens than bytes, and a time in it is no longer than its field.
         texts = [piece.text for piece in (*self.before_frame, *self.after_frame)]
         beside = sum(1 if text is None else len(text.encode()) for text in texts)
-        between = _MOST_BETWEEN if self.placeholder == "frame" else 0
+        between = MOST_BETWEEN if self.placeholder == "frame" else 0
         return frames * (self.tokens_per_frame + beside + between)
 
     def visual(self, frames: int) -> int:

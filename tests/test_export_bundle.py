@@ -402,7 +402,7 @@ def edit_text_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize("family", ["llava_next_video", "qwen2", None])
+@pytest.mark.parametrize("family", ["pllava", "qwen2", None])
 def test_another_family_is_refused_by_name(damaged: Path, tmp_path: Path, family: str | None) -> None:
     data = json.loads((damaged / "config.json").read_text())
     (damaged / "config.json").write_text(json.dumps(data | {"model_type": family}))

@@ -22,6 +22,7 @@ COMMANDS = {
     "show": ("prunevid.runtime.show.cli", "draw which patches of a video are merged, and which a question keeps"),
     "fit": ("prunevid.runtime.fit.cli", "estimate whether a model fits a device, and how fast it will run there"),
     "calibrate": ("prunevid.calibration.cli", "quantize a bundle, and judge it by questions about videos"),
+    "migrate": ("prunevid.bundle.migrate_cli", "bring the manifest of an earlier release's bundle up to date"),
 }
 # What comes with `pip install prunevid`, and the extra that brings what a command needs beyond that.
 _OF_EVERY_INSTALLATION = frozenset({"numpy", "onnxruntime", "av", "PIL", "tokenizers", "jinja2", "rich"})
@@ -93,6 +94,11 @@ def main_fit() -> int:
 def main_calibrate() -> int:
     """Entry point of ``prunevid-calibrate``."""
     return _run("calibrate", "prunevid-calibrate", sys.argv[1:])
+
+
+def main_migrate() -> int:
+    """Entry point of ``prunevid-migrate``."""
+    return _run("migrate", "prunevid-migrate", sys.argv[1:])
 
 
 def _run(command: str, prog: str, arguments: Sequence[str], *, last: bool = True) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from prunevid.console.values import whole
-from prunevid.runtime.backends.names import BACKENDS
+from prunevid.runtime.backends.registry import BACKENDS
 
 
 def add_frames_option(parser: argparse.ArgumentParser) -> None:

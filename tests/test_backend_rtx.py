@@ -35,7 +35,7 @@ from prunevid.runtime.backends import kernel_store
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.kernel_store import KernelStore
 from prunevid.runtime.backends.ort import OrtCpuBackend
-from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.tensorrt_rtx import open_tensorrt_rtx
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 
@@ -59,7 +59,7 @@ def start(bundle: Bundle) -> tuple[Chain, FakeTensorRtRtx, FakeCuda]:
     """As a process would that starts."""
     cuda = FakeCuda()
     trt = FakeTensorRtRtx(cuda, bundle.manifest)
-    return Chain(bundle, open_rtx_backend(bundle, cuda=Cuda(cuda), trt=trt)), trt, cuda
+    return Chain(bundle, open_tensorrt_rtx(bundle, cuda=Cuda(cuda), trt=trt)), trt, cuda
 
 
 def kept(home: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_the_second_start_compiles_nothing(bundle: Bundle, home: Path, caplog: p
 
     cuda = FakeCuda()
     again = FakeTensorRtRtx(cuda, bundle.manifest)
-    backend = open_rtx_backend(bundle, cuda=Cuda(cuda), trt=again)
+    backend = open_tensorrt_rtx(bundle, cuda=Cuda(cuda), trt=again)
     session = Pipeline(bundle, Chain(bundle, backend)).open(FRAMES)
     session.ask(QUESTIONS[0], SAMPLING)
     assert again.compiled == []
@@ -125,13 +125,13 @@ from conformance import FRAMES, QUESTIONS, SAMPLING
 from fake_cuda import FakeCuda
 from fake_tensorrt_rtx import FakeTensorRtRtx
 from prunevid.bundle import open_bundle
-from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.tensorrt_rtx import open_tensorrt_rtx
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.pipeline import Pipeline
 bundle, gpu = open_bundle(Path(sys.argv[1])), FakeCuda()
 trt = FakeTensorRtRtx(gpu, bundle.manifest)
-pipeline = Pipeline(bundle, Chain(bundle, open_rtx_backend(bundle, cuda=Cuda(gpu), trt=trt)))
+pipeline = Pipeline(bundle, Chain(bundle, open_tensorrt_rtx(bundle, cuda=Cuda(gpu), trt=trt)))
 pipeline.open(FRAMES).ask(QUESTIONS[0], SAMPLING)
 if sys.argv[3] == "error":
     raise SystemExit(3)
@@ -167,7 +167,7 @@ def test_kernels_are_for_one_engine_gpu_driver_and_release(
     else:
         other = add_rtx_engines(shutil.copytree(bundle.path, tmp_path / "other"), frames=7)
     trt = FakeTensorRtRtx(gpu, other.manifest)
-    Chain(other, open_rtx_backend(other, cuda=Cuda(gpu), trt=trt))
+    Chain(other, open_tensorrt_rtx(other, cuda=Cuda(gpu), trt=trt))
     assert len(trt.compiled) == len(GRAPHS)
     assert len(kept(home)) == 2 * len(GRAPHS)
 
@@ -246,7 +246,7 @@ def test_what_tensorrt_rtx_does_not_take_is_thrown_away(bundle: Bundle, home: Pa
     trt = FakeTensorRtRtx(cuda, bundle.manifest)
     # It checks more than the key tells.
     trt.environment.append("another compiler")
-    chain = Chain(bundle, open_rtx_backend(bundle, cuda=Cuda(cuda), trt=trt))
+    chain = Chain(bundle, open_tensorrt_rtx(bundle, cuda=Cuda(cuda), trt=trt))
     assert len(trt.compiled) == len(GRAPHS)
     assert kept(home).keys() == before.keys()
     assert all(kept(home)[name] != content for name, content in before.items())
@@ -352,10 +352,10 @@ from fake_cuda import FakeCuda
 import tensorrt_rtx
 from prunevid import PruneVidError
 from prunevid.bundle import open_bundle
-from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.tensorrt_rtx import open_tensorrt_rtx
 from prunevid.runtime.backends.cuda import Cuda
 bundle = open_bundle(Path(sys.argv[1]))
-backend = open_rtx_backend(bundle, cuda=Cuda(FakeCuda()), trt=tensorrt_rtx)
+backend = open_tensorrt_rtx(bundle, cuda=Cuda(FakeCuda()), trt=tensorrt_rtx)
 try:
     backend.load(bundle, "merge")
 except PruneVidError as error:

@@ -39,7 +39,7 @@ from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.ort import OrtCpuBackend
 from prunevid.runtime.backends.ort_gpu import OrtCudaBackend, OrtTensorRtBackend
 from prunevid.runtime.backends.tensorrt import TensorRtBackend
-from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
+from prunevid.runtime.backends.tensorrt_rtx import open_tensorrt_rtx
 from prunevid.runtime.chain import Chain
 from prunevid.runtime.pipeline import Pipeline
 
@@ -162,7 +162,7 @@ def on_fakes(bundle: Bundle, **options: Any) -> tuple[TensorRtBackend, FakeCuda,
     gpu = FakeCuda()
     if bundle.manifest.rtx_engines:
         rtx = FakeTensorRtRtx(gpu, bundle.manifest, **options)
-        return open_rtx_backend(bundle, cuda=Cuda(gpu), trt=rtx), gpu, rtx
+        return open_tensorrt_rtx(bundle, cuda=Cuda(gpu), trt=rtx), gpu, rtx
     trt = FakeTensorRt(gpu, bundle.manifest, **options)
     return TensorRtBackend(bundle, cuda=Cuda(gpu), trt=trt), gpu, trt
 

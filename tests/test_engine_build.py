@@ -19,6 +19,7 @@ from builder_stand_in import ORIN, SHAPE_INPUTS, StandIn
 
 from prunevid import bundle as bundles
 from prunevid.bundle import Manifest, open_bundle, sha256_of, write_manifest
+from prunevid.bundle.changing import check_unchanged
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
 from prunevid.cli import main
 from prunevid.errors import PruneVidError
@@ -102,10 +103,10 @@ def test_a_bundle_that_comes_in_the_place_of_another_is_not_overwritten(
     elif when == "moved":
         monkeypatch.setattr(builder, "sha256_of", behind(sha256_of, 2))
     elif when == "checked":
-        monkeypatch.setattr(builder, "_check_unchanged", behind(builder._check_unchanged, 2))
+        monkeypatch.setattr(builder, "check_unchanged", behind(check_unchanged, 1))
     else:
-        monkeypatch.setattr(builder, "write_manifest", behind(write_manifest, 1))
-    with pytest.raises(PruneVidError, match="was replaced while engines were built of it: build them again"):
+        monkeypatch.setattr("prunevid.bundle.changing.write_manifest", behind(write_manifest, 1))
+    with pytest.raises(PruneVidError, match="was replaced meanwhile: start building engines of it again"):
         run_build(path, toolkit)
     assert contents(path) == contents(other)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
@@ -226,8 +227,8 @@ def test_a_manifest_that_cannot_be_written_leaves_the_bundle_as_it_was(
     def fail(folder: Path, manifest: Manifest) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prunevid.export.engine.builder.write_manifest", fail)
-    with pytest.raises(PruneVidError, match="writing engines .* failed: No space left on device"):
+    monkeypatch.setattr("prunevid.bundle.changing.write_manifest", fail)
+    with pytest.raises(PruneVidError, match="building engines of .* failed: No space left on device"):
         run_build(path, StandIn())
     assert contents(path) == before
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
+from prunevid.cli import main
 from prunevid.runtime import load
 from prunevid.runtime.demo.asking import BUNDLE, CLIP
 
@@ -159,3 +164,80 @@ def test_a_graph_of_another_release_is_not_even_read(old: Path) -> None:
 def test_a_manifest_of_schema_1_is_trusted_as_little_as_any_other(old: Path, change: Change, match: str) -> None:
     edit_manifest(old, change)
     refused(old, match)
+
+
+def migrate_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = main(["migrate", str(folder)])
+    return status, *capsys.readouterr()
+
+
+def test_the_command_writes_todays_manifest_once(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = open_bundle(old).manifest
+    others = {path: path.stat().st_mtime_ns for path in old.iterdir() if path.name != "manifest.json"}
+    assert migrate_command(old, capsys) == (0, f"{old}: schema 1 -> {SCHEMA_VERSION}\n", "")
+    text = (old / "manifest.json").read_text(encoding="utf-8")
+    assert json.loads(text)["schema_version"] == SCHEMA_VERSION
+    assert open_bundle(old).manifest == opened
+    assert migrate_command(old, capsys) == (0, f"{old}: schema {SCHEMA_VERSION} already, nothing to do\n", "")
+    assert (old / "manifest.json").read_text(encoding="utf-8") == text
+    assert {path: path.stat().st_mtime_ns for path in old.iterdir() if path.name != "manifest.json"} == others
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(schema_version=SCHEMA_VERSION + 1), "update prunevid or export it again"),
+        (lambda data: data.update(schema_version=0), "export it again"),
+        (lambda data: data["graphs"].pop("merge"), "lacks the graph 'merge'"),
+        (lambda data: data["model"].update(colour="red"), "has the entry 'colour'"),
+    ],
+)
+def test_what_cannot_be_migrated_stays_as_it_is(
+    old: Path, capsys: pytest.CaptureFixture[str], change: Change, said: str
+) -> None:
+    edit_manifest(old, change)
+    before = (old / "manifest.json").read_bytes()
+    status, out, err = migrate_command(old, capsys)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert (old / "manifest.json").read_bytes() == before
+
+
+def test_an_altered_bundle_is_not_migrated(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = bytearray((old / "embeddings.bin").read_bytes())
+    table[7] ^= 1
+    (old / "embeddings.bin").write_bytes(table)
+    assert migrate_command(old, capsys)[:2] == (2, "")
+    assert json.loads((old / "manifest.json").read_text(encoding="utf-8"))["schema_version"] == 1
+
+
+def test_a_bundle_that_is_being_changed_is_left_alone(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom prunevid.locks import only_one\n"
+        "with only_one(Path(sys.argv[1]), 'building engines of it'):\n    print('held', flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(old / ".build.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        status, out, err = migrate_command(old, capsys)
+        other.communicate()
+    assert (status, out) == (2, "")
+    assert f"is changing {old} already" in err
+    assert open_bundle(old)
+    assert json.loads((old / "manifest.json").read_text(encoding="utf-8"))["schema_version"] == 1
+
+
+def test_a_bundle_that_cannot_be_written_to_is_left_alone(
+    old: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    status, out, err = migrate_command(old, capsys)
+    assert (status, out) == (2, "")
+    assert f"migrating {old} failed: No space left on device" in err
+    assert sorted(path.name for path in old.iterdir() if path.name.startswith(".")) == []

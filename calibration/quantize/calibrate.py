@@ -37,13 +37,12 @@ from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
+from prunevid.runtime.backends.registry import ON_CPU
 from prunevid.runtime.pipeline import load
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.runtime.video.pixel_values import resizer
 from prunevid.runtime.video.sources import read_frames
 from prunevid.text.chat import ChatPrompt
-
-_BACKEND = "ort-cpu"
 
 
 @dataclass(frozen=True)
@@ -374,7 +373,7 @@ def _judge(
     replies = []
     for what, step, asked in (("original", "original", bundle), ("quantized", choice, candidate)):
         progress.step(f"asking the {what} bundle", len(held_out))
-        pipeline = load(asked, _BACKEND, threads=settings.threads, verify=False)
+        pipeline = load(asked, ON_CPU, threads=settings.threads, verify=False)
         replies.append(ask_all(pipeline, held_out, sampling, workspace, step, progress.advance))
         del pipeline
     return judge(held_out, *replies)

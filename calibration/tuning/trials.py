@@ -16,12 +16,11 @@ from prunevid.calibration.workspace import Workspace, save_array
 from prunevid.config import SETTINGS, PruneConfig
 from prunevid.cost import TokenCounts, prefill_cost
 from prunevid.runtime.answer import Answer
+from prunevid.runtime.backends.registry import ON_CPU
 from prunevid.runtime.pipeline import Pipeline, load
 from prunevid.runtime.session import Question, VideoSession
 from prunevid.runtime.stream import AnswerStream
 from prunevid.runtime.text.sampling import SamplingConfig
-
-BACKEND = "ort-cpu"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Trials:
         """A bundle, loaded; another one is dropped first."""
         if self._pipeline is None or self.loaded != bundle:
             self._pipeline = None
-            self._pipeline = load(self.bundles[bundle], BACKEND, threads=self._threads, verify=False)
+            self._pipeline = load(self.bundles[bundle], ON_CPU, threads=self._threads, verify=False)
             self.loaded = bundle
         return self._pipeline
 

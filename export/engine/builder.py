@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -16,8 +14,10 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from prunevid import __version__
-from prunevid.bundle import MANIFEST, Bundle, FileRecord, Manifest, open_bundle, sha256_of, write_manifest
+from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of
+from prunevid.bundle.changing import changing, check_unchanged, replace_manifest
 from prunevid.bundle.sections.engine_sets import EngineSpec
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.destinations import Destination, RtxGpus, ThisGpu
 from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
@@ -25,13 +25,12 @@ from prunevid.export.engine.profiles import TEXT, BuildLimits, limits_of, profil
 from prunevid.export.engine.rewriting import for_parser
 from prunevid.export.engine.targets import LOCAL, RTX
 from prunevid.files import reading
-from prunevid.locks import only_one
 
 if TYPE_CHECKING:
     from prunevid.export.engine.rtx import RtxToolkit
     from prunevid.export.engine.toolkit import Toolkit
 
-_LOCK = ".build.lock"
+_WORK = "building engines of"
 _PARTIAL = "partial"
 # Called with the graph, what is being done, the steps done and the steps that there are.
 Progress = Callable[[str, str, int, int], None]
@@ -79,7 +78,7 @@ def build(
     destination.prepare(opened.manifest, limits)
     plans = [_plan(opened, graph, limits, destination, settings) for graph in opened.manifest.graphs]
     kept = {} if force else _still_good(destination.usable(opened.manifest), plans)
-    with _alone(opened), _staging(opened.path) as folder:
+    with changing(opened, _WORK) as folder:
         specs: dict[str, EngineSpec] = {}
         records: dict[str, FileRecord] = {}
         for plan in plans:
@@ -106,7 +105,7 @@ def _destination(
 
 def _check_bundle(bundle: Bundle, fp16: bool) -> None:
     manifest = bundle.manifest
-    if manifest.dialect != "portable":
+    if not DIALECTS[manifest.dialect].runs_on_tensorrt:
         raise PruneVidError(
             f"{bundle.path} is written in the {manifest.dialect!r} dialect, whose operators TensorRT does not have: "
             "export it with --dialect portable"
@@ -173,31 +172,6 @@ def _build_one(
     return EngineSpec(name, built.profiles, plan.source), record
 
 
-@contextmanager
-def _alone(bundle: Bundle) -> Iterator[None]:
-    """No other process builds engines of the bundle meanwhile. Raises PruneVidError where one does."""
-    try:
-        with only_one(bundle.path / _LOCK, f"building engines of {bundle.path}"):
-            _check_unchanged(bundle)
-            yield
-    except OSError as error:
-        # What was staged went away with the folder that was replaced.
-        _check_unchanged(bundle)
-        raise PruneVidError(f"writing engines into {bundle.path} failed: {error.strerror or error}") from error
-
-
-def _check_unchanged(bundle: Bundle) -> None:
-    if not bundle.is_current():
-        raise PruneVidError(f"{bundle.path} was replaced while engines were built of it: build them again")
-
-
-@contextmanager
-def _staging(bundle: Path) -> Iterator[Path]:
-    """A folder within the bundle for what is being built, which vanishes at the end."""
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as folder:
-        yield Path(folder)
-
-
 def _install(
     bundle: Bundle,
     folder: Path,
@@ -219,9 +193,8 @@ def _install(
         for name in records:
             (folder / name).replace(bundle.path / name)
             moved.append(bundle.path / name)
-        _check_unchanged(bundle)
-        write_manifest(folder, manifest)
-        (folder / MANIFEST).replace(bundle.path / MANIFEST)
+        check_unchanged(bundle, _WORK)
+        replace_manifest(bundle, folder, manifest)
     except BaseException:
         for path in moved:
             if path.name not in bundle.manifest.files and folder.is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxscript._internal.builder import GraphBuilder, build_function, build_graph, make_value
+from onnxscript import GraphBuilder, build_function, build_graph
 
 from prunevid.export.graphs.counting import count_in_row, earlier
 
@@ -58,7 +58,7 @@ def dpc_knn(opset: int, neighbours: int) -> ir.Function:
 
     return build_function(
         body,
-        [make_value("squared_distances"), make_value("valid"), make_value("clusters")],
+        [ir.Value(name="squared_distances"), ir.Value(name="valid"), ir.Value(name="clusters")],
         domain=DOMAIN,
         name="DpcKnn",
         # The count of neighbours is fixed when the graph is written; kernels read it from the node's attribute.
@@ -116,7 +116,9 @@ def refine_segments(opset: int) -> ir.Function:
         refined = _join_left_to_right(op, labels, kept, right_label, right_length)
         return _run_numbers(op, refined)
 
-    return build_function(body, [make_value("labels")], domain=DOMAIN, name="RefineSegments", opset_imports={"": opset})
+    return build_function(
+        body, [ir.Value(name="labels")], domain=DOMAIN, name="RefineSegments", opset_imports={"": opset}
+    )
 
 
 def _run_numbers(op: Any, labels: ir.Value) -> ir.Value:
@@ -212,7 +214,7 @@ def group_topk(opset: int, largest: int) -> ir.Function:
 
     return build_function(
         body,
-        [make_value("scores"), make_value("group"), make_value("quota"), make_value("most")],
+        [ir.Value(name="scores"), ir.Value(name="group"), ir.Value(name="quota"), ir.Value(name="most")],
         domain=DOMAIN,
         name="GroupTopK",
         opset_imports={"": opset},

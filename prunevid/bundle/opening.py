@@ -108,15 +108,33 @@ def _open_once(folder: Path, verify: bool) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def schema_version_of(folder: Path) -> int:
+    """The schema of a bundle's manifest, as its file has it. Raises PruneVidError where there is none that is read."""
+    path = folder / MANIFEST
+    try:
+        version: int = _read_data(folder)["schema_version"]
+    except (ValueError, RecursionError) as error:
+        raise PruneVidError(f"{path} is damaged ({error}): export the bundle again") from error
+    return version
+
+
+def _read_data(folder: Path) -> dict[str, Any]:
+    """The manifest's JSON, of a schema that is read. Raises ValueError or RecursionError where it is no JSON."""
     path = folder / MANIFEST
     with reading(path), path.open("rb") as file:
         text = file.read(_LARGEST_MANIFEST + 1)
+    if len(text) > _LARGEST_MANIFEST:
+        raise ValueError(f"it has more than {_LARGEST_MANIFEST} bytes")
+    data = read_json(text)
+    _check_version(folder, data)
+    assert isinstance(data, dict)  # else it would have no version
+    return data
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
     try:
-        if len(text) > _LARGEST_MANIFEST:
-            raise ValueError(f"it has more than {_LARGEST_MANIFEST} bytes")
-        data = read_json(text)
-        _check_version(folder, data)
+        data = _read_data(folder)
         manifest: Manifest = decode(Manifest, migrate(data, _graph_reader(folder, data)), MANIFEST)
         check_manifest(manifest)
     except MissingGraphError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Protocol
 
-from prunevid.bundle import Bundle
+from prunevid.bundle import Bundle, Manifest
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.arrays import Array, MemorySpace
-from prunevid.runtime.backends.names import BACKENDS
+from prunevid.runtime.backends.registry import BACKENDS, BackendSpec
 
 _LOG = logging.getLogger("prunevid")
 
@@ -77,42 +78,34 @@ def choose_backend(name: str, bundle: Bundle, threads: int | None = None) -> Bac
     if name not in ("auto", *BACKENDS):
         raise PruneVidError(f"unknown backend {name!r}: known are auto, {', '.join(BACKENDS)}")
     if name != "auto":
-        return _make(name, bundle, threads)
-    for candidate in _accelerated(bundle):
+        return _open(BACKENDS[name], bundle, threads)
+    *accelerated, last = (backend for backend in BACKENDS.values() if _may_fit(backend, bundle.manifest))
+    for backend in accelerated:
         try:
-            return _make(candidate, bundle, threads)
+            return _open(backend, bundle, threads)
         except PruneVidError as error:
-            _LOG.warning("note: not running on %s: %s", candidate, error)
-    return _make("ort-cpu", bundle, threads)
+            _LOG.warning("note: not running on %s: %s", backend.name, error)
+    return _open(last, bundle, threads)
 
 
-def _accelerated(bundle: Bundle) -> list[str]:
-    """The backends on a GPU that this bundle or this installation was prepared for, the fastest first."""
-    import onnxruntime as ort
+def _may_fit(backend: BackendSpec, manifest: Manifest) -> bool:
+    """Whether this bundle or this installation was prepared for a backend, so that trying it is worth a note."""
+    if not backend.automatic:
+        return False
+    if backend.product is not None:
+        return _has_engines(manifest, backend.product)
+    if backend.provider is not None:
+        import onnxruntime as ort
 
-    found = []
-    if bundle.manifest.engines:
-        found.append("tensorrt")
-    if bundle.manifest.rtx_engines:
-        found.append("tensorrt-rtx")
-    if "CUDAExecutionProvider" in ort.get_available_providers():
-        found.append("ort-cuda")
-    return found
+        return backend.provider in ort.get_available_providers()
+    return True
 
 
-def _make(name: str, bundle: Bundle, threads: int | None) -> Backend:
-    if name == "tensorrt":
-        from prunevid.runtime.backends.tensorrt import TensorRtBackend
+def _has_engines(manifest: Manifest, product: str) -> bool:
+    return {"tensorrt": manifest.engines, "tensorrt-rtx": manifest.rtx_engines}[product] is not None
 
-        return TensorRtBackend(bundle)
-    if name == "tensorrt-rtx":
-        from prunevid.runtime.backends.tensorrt_rtx import open_rtx_backend
 
-        return open_rtx_backend(bundle)
-    if name == "ort-cpu":
-        from prunevid.runtime.backends.ort import OrtCpuBackend
-
-        return OrtCpuBackend(threads)
-    from prunevid.runtime.backends.ort_gpu import OrtCudaBackend, OrtTensorRtBackend
-
-    return OrtCudaBackend(bundle, threads) if name == "ort-cuda" else OrtTensorRtBackend(bundle, threads)
+def _open(backend: BackendSpec, bundle: Bundle, threads: int | None) -> Backend:
+    module, _, name = backend.opener.partition(":")
+    opener: Callable[[Bundle, int | None], Backend] = getattr(import_module(module), name)
+    return opener(bundle, threads)

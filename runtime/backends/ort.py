@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from prunevid.bundle import Bundle
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.arrays import Array, DeviceArray, HostMemory, Slot
 from prunevid.runtime.machine import has_exact_int8
@@ -125,6 +126,11 @@ class OrtGraph:
         return DeviceArray(value.data_ptr(), value.shape(), dtype, value)
 
 
+def open_cpu(bundle: Bundle, threads: int | None = None) -> OrtCpuBackend:
+    """The backend on the CPU, which runs any bundle."""
+    return OrtCpuBackend(threads)
+
+
 def session_options(threads: int | None) -> Any:
     """ONNX Runtime's options, as every backend of it wants them. threads: of the CPU, None for all cores."""
     options = ort.SessionOptions()
@@ -144,12 +150,14 @@ def session_options(threads: int | None) -> Any:
 def ask_for_exact_int8(options: Any, dialect: str) -> None:
     """Have int8 computed exactly on a processor whose fast kernels saturate (:func:`machine.has_exact_int8`).
 
-    Quantized operators of the dialect ``ort`` get products of uint8 and uint8, which take longer. Of a ``portable``
-    graph ONNX Runtime then does not make quantized operators at all, and computes Q/DQ in float as it stands: with such
-    products, it cannot run its own (1.32).
+    Quantized operators of ONNX Runtime's own get products of uint8 and uint8, which take longer. Of Q/DQ nodes ONNX
+    Runtime then does not make quantized operators at all, and computes them in float as they stand: with such products,
+    it cannot run its own (1.32).
     """
     if not has_exact_int8():
-        remedy = "session.x64quantprecision" if dialect == "ort" else "session.disable_quant_qdq"
+        remedy = (
+            "session.x64quantprecision" if DIALECTS[dialect].has_fused_quantization else "session.disable_quant_qdq"
+        )
         options.add_session_config_entry(remedy, "1")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import onnxruntime as ort
 
 from prunevid.bundle import Bundle, GraphSpec, Manifest
+from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.device_memory import DeviceMemory
@@ -36,12 +37,13 @@ class OrtCudaBackend:
     def __init__(self, bundle: Bundle, threads: int | None = None, *, cuda: Cuda | None = None) -> None:
         _check_provider(_CUDA)
         manifest = bundle.manifest
-        if manifest.quantization is not None and manifest.dialect == "ort":
+        dialect = DIALECTS[manifest.dialect]
+        if manifest.quantization is not None and dialect.has_fused_quantization:
             raise PruneVidError(
                 f"{bundle.path} was quantized for CPUs ({manifest.quantization.recipe}): "
                 "run it with --backend ort-cpu, or take the bundle that it was made of"
             )
-        if manifest.dialect == "ort" and manifest.precision != "fp16":
+        if dialect.has_fused_attention and manifest.precision != "fp16":
             raise PruneVidError(
                 f"{bundle.path} is in {manifest.precision}, and its operator GroupQueryAttention runs on CUDA in fp16 "
                 "only: export it with --precision fp16, or with --dialect portable"
@@ -71,7 +73,7 @@ class OrtTensorRtBackend:
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, cuda: Cuda | None = None) -> None:
         _check_provider(_TENSORRT)
-        if bundle.manifest.dialect != "portable":
+        if not DIALECTS[bundle.manifest.dialect].runs_on_tensorrt:
             raise PruneVidError(
                 f"{bundle.path} is written in ONNX Runtime's own operators, which TensorRT does not have: export it "
                 "with --dialect portable"

@@ -81,6 +81,11 @@ class TensorRt:
         return Prepared([engine.create_execution_context(strategy) for _ in range(profiles)])
 
 
+def open_tensorrt(bundle: Bundle, threads: int | None = None) -> TensorRtBackend:
+    """The backend on a bundle's TensorRT engines. Raises PruneVidError where it has none that run here."""
+    return TensorRtBackend(bundle)
+
+
 class TensorRtBackend:
     """A bundle's engines. Raises PruneVidError where there are none, or none that run here."""
 

@@ -26,8 +26,10 @@ _LOG = logging.getLogger("prunevid")
 _NEVER_ALIKE = ("select",)
 
 
-def open_rtx_backend(bundle: Bundle, *, cuda: Cuda | None = None, trt: Any = None) -> TensorRtBackend:
-    """A bundle's TensorRT-RTX engines; see :class:`TensorRtBackend`."""
+def open_tensorrt_rtx(
+    bundle: Bundle, threads: int | None = None, *, cuda: Cuda | None = None, trt: Any = None
+) -> TensorRtBackend:
+    """The backend on a bundle's TensorRT-RTX engines. Raises PruneVidError where it has none that run here."""
     return TensorRtBackend(bundle, TensorRtRtx(), cuda=cuda, trt=trt)
 
 

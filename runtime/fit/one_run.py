@@ -18,6 +18,7 @@ import numpy as np
 
 from prunevid.cost import TokenCounts
 from prunevid.errors import PruneVidError
+from prunevid.runtime.backends.registry import ON_CPU
 
 __all__ = ["Measurement", "run_once", "synthetic_video"]
 
@@ -78,7 +79,7 @@ def _run(bundle: str, frames: int, pruned: bool) -> Measurement:
 
     before = peak_rss()
     # The estimate is of this backend: another one would be compared with rates that are not its own.
-    pipeline = load(bundle, "ort-cpu", verify=False)
+    pipeline = load(bundle, ON_CPU, verify=False)
     video = synthetic_video(frames, pipeline.bundle.manifest.preprocessing.size)
     session = pipeline.session(pipeline.features(video, frames), pruned)
     answer = session.ask(QUESTION, SamplingConfig(max_new_tokens=DECODE_STEPS + 1, ignore_eos=True))

@@ -14,6 +14,7 @@ from prunevid.console.values import path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, write_output
 from prunevid.options import add_prune_options, prune_settings, reader_of
+from prunevid.runtime.backends.registry import BACKENDS
 from prunevid.runtime.profile.defaults import MAX_NEW_TOKENS, QUESTION, RUNS, WARMUP
 from prunevid.runtime.run_options import add_backend_options
 
@@ -99,10 +100,9 @@ def _measure(args: argparse.Namespace) -> ProfileResult:
     begin_graphs = perf_counter()
     pipeline = load(bundle, args.backend, threads=threads)
     loaded = Load(threads, verified - begin, perf_counter() - begin_graphs)
-    if args.ops and pipeline.chain.backend != "ort-cpu":
-        raise PruneVidError(
-            f"--ops reads the profile of ort-cpu, not of {pipeline.chain.backend}: add --backend ort-cpu"
-        )
+    if args.ops and not BACKENDS[pipeline.chain.backend].times_operators:
+        able = " or ".join(backend.name for backend in BACKENDS.values() if backend.times_operators)
+        raise PruneVidError(f"--ops reads the profile of {able}, not of {pipeline.chain.backend}: add --backend {able}")
     with show_progress() as progress:
         result = profile(pipeline, args.video, args.question, settings, load=loaded, progress=progress)
     del pipeline

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter, thread_time
 from types import TracebackType
 
+from prunevid.runtime.backends.registry import BACKENDS
 from prunevid.runtime.profile.records import DeviceSample, Timeline
 from prunevid.runtime.profile.sensors.jetson import find_jetson
 from prunevid.runtime.profile.sensors.nvidia_smi import find_nvidia_card
@@ -28,7 +29,7 @@ _LOOKS_PER_DEVICE_SAMPLE = 4
 def find_sensors(backend: str) -> Sensors | None:
     """The sensors of what ``backend`` runs on: a Jetson's always, a card's if the backend runs there; None else."""
     jetson = find_jetson()
-    if jetson is not None or backend == "ort-cpu":
+    if jetson is not None or not BACKENDS[backend].on_gpu:
         return jetson
     return find_nvidia_card()
 

@@ -20,7 +20,7 @@ class StandIn:
     """Takes TensorRT's place: notes every model that it is to build, and fails at ``failing`` if told to."""
 
     def __init__(self, device: EngineDevice = ORIN, failing: str = "", error: BaseException | None = None) -> None:
-        self.version = device.tensorrt
+        self.version = device.release
         self.models: dict[str, onnx.ModelProto] = {}
         self.settings: list[BuildSettings] = []
         self.has_plugins = False

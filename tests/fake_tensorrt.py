@@ -36,7 +36,13 @@ _ALIGNMENT = 256
 def add_engines(bundle: Path, frames: int | None = None, text: int = 1024, device: EngineDevice = DEVICE) -> Bundle:
     """Put engines of this kind into a bundle, with the profiles that `prunevid build` would give them."""
     manifest, engines = write_engines(bundle, "engine", frames, text)
-    write_manifest(bundle, replace(manifest, engines=EngineSet(device, engines)))
+    return put_engines(bundle, manifest, EngineSet.built_on(device, engines))
+
+
+def put_engines(bundle: Path, manifest: Manifest, engines: EngineSet) -> Bundle:
+    """Write a manifest with these engines in the place of others by the same product."""
+    others = (one for one in manifest.engine_sets if one.product != engines.product)
+    write_manifest(bundle, replace(manifest, engine_sets=(*others, engines)))
     return open_bundle(bundle)
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import enum
 import json
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fake_cuda import FakeCuda
-from fake_tensorrt import Context, Engine, FakeTensorRt, write_engines
+from fake_tensorrt import Context, Engine, FakeTensorRt, put_engines, write_engines
 
-from prunevid.bundle import Bundle, Manifest, open_bundle, write_manifest
-from prunevid.bundle.sections.engine_sets import RtxEngineSet
+from prunevid.bundle import Bundle, Manifest
+from prunevid.bundle.sections.engine_sets import EngineSet
 
 VERSION = "1.7.1.116"
 
@@ -32,8 +31,7 @@ def add_rtx_engines(
 ) -> Bundle:
     """Put engines of this kind into a bundle, with the profiles that `prunevid build --device rtx` would give them."""
     manifest, engines = write_engines(bundle, "rtx.engine", frames, text)
-    write_manifest(bundle, replace(manifest, rtx_engines=RtxEngineSet(release, capabilities, engines)))
-    return open_bundle(bundle)
+    return put_engines(bundle, manifest, EngineSet("tensorrt-rtx", release, capabilities, engines))
 
 
 class CudaGraphStrategy(enum.Enum):

@@ -27,6 +27,16 @@ def _back(data: dict[str, Any]) -> None:
     layout = data.pop("token_layout")
     data["model"]["tokens_per_frame"] = layout["tokens_per_frame"]
     (data["embeddings"]["image_newline"],) = (piece["row"] for piece in layout["after_video"])
+    for section in ("engines", "rtx_engines"):
+        data[section] = None
+    for engines in data.pop("engine_sets"):
+        product, gpu, driver = (engines.pop(name) for name in ("product", "gpu", "driver"))
+        if product == "tensorrt":
+            release, (capability,) = engines.pop("release"), engines.pop("capabilities")
+            device = {"tensorrt": release, "gpu": gpu, "compute_capability": capability, "driver": driver}
+            data["engines"] = {"device": device, **engines}
+        else:
+            data["rtx_engines"] = engines
     cache = data.pop("cache")
     for name in ("tied", "projection_bias", "query_key_norm"):
         del data["model"][name]

@@ -162,8 +162,9 @@ def test_kernels_are_for_one_engine_gpu_driver_and_release(
         monkeypatch.setattr(gpu, "cudaGetDeviceProperties", lambda device: (0, properties))
     elif what == "release":
         monkeypatch.setattr(FakeTensorRtRtx, "__version__", "1.8.0.1")
-        rtx = replace(bundle.manifest.rtx_engines, release="1.8.0.1")  # type: ignore[type-var]
-        other = replace(bundle, manifest=replace(bundle.manifest, rtx_engines=rtx))
+        (rtx,) = bundle.manifest.engine_sets
+        sets = (replace(rtx, release="1.8.0.1"),)
+        other = replace(bundle, manifest=replace(bundle.manifest, engine_sets=sets))
     else:
         other = add_rtx_engines(shutil.copytree(bundle.path, tmp_path / "other"), frames=7)
     trt = FakeTensorRtRtx(gpu, other.manifest)

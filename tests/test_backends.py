@@ -160,7 +160,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def on_fakes(bundle: Bundle, **options: Any) -> tuple[TensorRtBackend, FakeCuda, FakeTensorRt]:
     """The backend for the engines that a bundle has."""
     gpu = FakeCuda()
-    if bundle.manifest.rtx_engines:
+    if bundle.manifest.engines_of("tensorrt-rtx"):
         rtx = FakeTensorRtRtx(gpu, bundle.manifest, **options)
         return open_tensorrt_rtx(bundle, cuda=Cuda(gpu), trt=rtx), gpu, rtx
     trt = FakeTensorRt(gpu, bundle.manifest, **options)
@@ -322,7 +322,7 @@ def test_engines_that_tensorrt_refuses_are_told_in_its_words(bundles: Bundles, k
 @pytest.mark.parametrize(
     ("built_on", "what"),
     [
-        (replace(DEVICE, tensorrt="10.3.0.30"), r"TensorRT is 10\.16\.0\.72, they need 10\.3\.0\.30"),
+        (replace(DEVICE, release="10.3.0.30"), r"TensorRT is 10\.16\.0\.72, they need 10\.3\.0\.30"),
         (replace(DEVICE, gpu="Orin"), r"the GPU is Fake GPU \(sm_87\), they need Orin"),
         (replace(DEVICE, driver="13.9"), r"the driver's CUDA version is 13\.2, they need 13\.9"),
     ],

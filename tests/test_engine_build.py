@@ -20,7 +20,7 @@ from builder_stand_in import ORIN, SHAPE_INPUTS, StandIn
 from prunevid import bundle as bundles
 from prunevid.bundle import Manifest, open_bundle, sha256_of, write_manifest
 from prunevid.bundle.changing import check_unchanged
-from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, RtxEngineSet, check_device, check_rtx_device
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, engines_for
 from prunevid.cli import main
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import builder
@@ -56,9 +56,8 @@ def test_engines_become_part_of_the_bundle(path: Path) -> None:
     built = run_build(path, toolkit, progress=lambda graph, what, done, total: told.append((graph, what)))
     opened = open_bundle(path)
     assert opened.manifest == built.manifest
-    engines = opened.manifest.engines
-    assert engines is not None
-    assert engines.device == ORIN
+    (engines,) = opened.manifest.engine_sets
+    assert engines == EngineSet("tensorrt", "10.16.0.72", ("8.7",), engines.graphs, "Orin", "13.2")
     assert set(engines.graphs) == set(GRAPHS) == set(toolkit.models)
     for graph, engine in engines.graphs.items():
         assert json.loads(opened.file(engine.file).read_bytes())[0] == graph
@@ -115,8 +114,9 @@ def test_a_bundle_that_comes_in_the_place_of_another_is_not_overwritten(
 def test_the_manifest_of_engines_survives_being_written_and_read(path: Path) -> None:
     run_build(path, StandIn())
     data = json.loads((path / "manifest.json").read_text())
-    assert data["engines"]["device"] == dataclasses.asdict(ORIN)
-    ranges = data["engines"]["graphs"]["select"]["profiles"][0]["shapes"]["quota"]
+    (engines,) = data["engine_sets"]
+    assert (engines["gpu"], engines["capabilities"], engines["driver"]) == ("Orin", ["8.7"], "13.2")
+    ranges = engines["graphs"]["select"]["profiles"][0]["shapes"]["quota"]
     assert ranges["minimum"] == [2]
 
 
@@ -125,7 +125,7 @@ def spoil_range(engines: Any) -> None:
 
 
 def spoil_driver(engines: Any) -> None:
-    engines["device"]["driver"] = "newest"
+    engines["driver"] = "newest"
 
 
 def drop_engine(engines: Any) -> None:
@@ -143,7 +143,7 @@ def drop_engine(engines: Any) -> None:
 def test_damaged_entries_are_refused(path: Path, spoil: Callable[[Any], None], sentence: str) -> None:
     run_build(path, StandIn())
     data = json.loads((path / "manifest.json").read_text())
-    spoil(data["engines"])
+    spoil(data["engine_sets"][0])
     (path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(PruneVidError, match=f"damaged .*{sentence}"):
         open_bundle(path)
@@ -159,7 +159,7 @@ def test_models_come_with_plugins_where_tensorrt_takes_them(path: Path) -> None:
 
 
 def test_models_have_standard_operators_alone_for_jetpack_6(path: Path) -> None:
-    toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
+    toolkit = StandIn(dataclasses.replace(ORIN, release="10.3.0.30"))
     run_build(path, toolkit)
     assert all(not model.functions for model in toolkit.models.values())
     assert {node.domain for model in toolkit.models.values() for node in model.graph.node} == {""}
@@ -192,8 +192,8 @@ def test_what_did_not_change_is_kept(path: Path) -> None:
     [
         {"frames": 3},
         {"settings": BuildSettings(workspace=512)},
-        {"device": dataclasses.replace(ORIN, gpu="Orin NX")},
-        {"device": dataclasses.replace(ORIN, tensorrt="10.13.3.9")},
+        {"device": dataclasses.replace(ORIN, driver="13.3")},
+        {"device": dataclasses.replace(ORIN, release="10.13.3.9")},
     ],
 )
 def test_what_changed_is_built_again_and_replaces_the_old(path: Path, change: dict[str, Any]) -> None:
@@ -201,10 +201,27 @@ def test_what_changed_is_built_again_and_replaces_the_old(path: Path, change: di
     toolkit = StandIn(change.pop("device", ORIN))
     run_build(path, toolkit, **change)
     assert set(toolkit.models) == set(GRAPHS)
-    engines = open_bundle(path).manifest.engines
-    assert engines is not None
+    (engines,) = open_bundle(path).manifest.engine_sets
     assert {p.name for p in path.glob("*.engine")} == {engine.file for engine in engines.graphs.values()}
-    assert engines.device == toolkit.device()
+    assert engines == EngineSet.built_on(toolkit.device(), engines.graphs)
+
+
+def test_engines_for_another_gpu_stand_beside_those_that_are_there(path: Path) -> None:
+    first = run_build(path, StandIn()).manifest.engine_sets
+    nx = dataclasses.replace(ORIN, gpu="Orin NX")
+    both = run_build(path, StandIn(nx)).manifest.engine_sets
+    assert both == (*first, EngineSet.built_on(nx, both[-1].graphs))
+    assert engines_for(both, "tensorrt", ORIN) == first[0]
+    assert engines_for(both, "tensorrt", nx) == both[1]
+    # Built again on the first, of something else: what is for the other stays, and nothing is left behind.
+    again = run_build(path, StandIn(), text=64).manifest
+    assert again.engine_sets[0] == both[1]
+    assert engines_for(again.engine_sets, "tensorrt", ORIN) != first[0]
+    assert {p.name for p in path.glob("*.engine")} == {engine.file for engine in again.all_engines}
+    with pytest.raises(
+        PruneVidError, match="the 2 sets of engines .* the GPU is Thor .* they need Orin NX .*; the GPU"
+    ):
+        engines_for(again.engine_sets, "tensorrt", dataclasses.replace(ORIN, gpu="Thor", compute_capability="11.0"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), PruneVidError("no"), OSError(28, "No space left on device")])
@@ -257,7 +274,7 @@ def test_float8_is_refused_where_the_gpu_has_none(path: Path) -> None:
         ("orin", dataclasses.replace(ORIN, gpu="NVIDIA H100", compute_capability="9.0"), "not a Jetson Orin"),
         ("thor", ORIN, "not a Jetson Thor"),
         ("thor", EngineDevice("10.3.0.30", "Thor", "11.0", "13.0"), "10.13 or newer is needed.*JetPack 7.1"),
-        (LOCAL, dataclasses.replace(ORIN, tensorrt="8.6.2.3"), "10.3 or newer is needed.*JetPack 6.2"),
+        (LOCAL, dataclasses.replace(ORIN, release="8.6.2.3"), "10.3 or newer is needed.*JetPack 6.2"),
     ],
 )
 def test_machines_that_are_not_the_device(path: Path, name: str, device: EngineDevice, sentence: str) -> None:
@@ -284,7 +301,7 @@ def test_a_graph_that_tensorrt_could_not_parse_is_refused_before_anything_is_bui
         return {name: types for name, types in complete(release).items() if name != "Gemm"}
 
     monkeypatch.setattr(tensorrt, "operators", without_gemm)
-    toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
+    toolkit = StandIn(dataclasses.replace(ORIN, release="10.3.0.30"))
     with pytest.raises(
         PruneVidError, match=r"TensorRT 10\.3\.0\.30 cannot parse llm_post: Gemm at .* does not have it"
     ):
@@ -293,7 +310,7 @@ def test_a_graph_that_tensorrt_could_not_parse_is_refused_before_anything_is_bui
 
 
 def test_jetpack_6_takes_any_number_of_frames(path: Path) -> None:
-    toolkit = StandIn(dataclasses.replace(ORIN, tensorrt="10.3.0.30"))
+    toolkit = StandIn(dataclasses.replace(ORIN, release="10.3.0.30"))
     run_build(path, toolkit, frames=157, text=100)
     assert len(toolkit.models) == 5
 
@@ -313,17 +330,17 @@ def test_more_frames_than_the_kernels_take_are_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     ("here", "sentence"),
     [
-        (dataclasses.replace(ORIN, tensorrt="10.16.1.11"), r"TensorRT is 10\.16\.1\.11, they need 10\.16\.0\.72"),
+        (dataclasses.replace(ORIN, release="10.16.1.11"), r"TensorRT is 10\.16\.1\.11, they need 10\.16\.0\.72"),
         (dataclasses.replace(ORIN, gpu="Thor", compute_capability="11.0"), r"GPU is Thor \(sm_110\).*Orin \(sm_87\)"),
         (dataclasses.replace(ORIN, driver="12.6"), r"CUDA version is 12\.6, they need 13\.2 or newer"),
     ],
 )
 def test_engines_of_another_device_are_refused(here: EngineDevice, sentence: str) -> None:
-    engines = EngineSet(ORIN, {})
-    check_device(engines, ORIN)
-    check_device(engines, dataclasses.replace(ORIN, driver="13.10"))
+    engines = EngineSet.built_on(ORIN, {})
+    assert engines_for([engines], "tensorrt", ORIN) == engines
+    assert engines_for([engines], "tensorrt", dataclasses.replace(ORIN, driver="13.10")) == engines
     with pytest.raises(PruneVidError, match=f"{sentence}.*build them again"):
-        check_device(engines, here)
+        engines_for([engines], "tensorrt", here)
 
 
 @pytest.mark.parametrize(
@@ -334,17 +351,16 @@ def test_engines_of_another_device_are_refused(here: EngineDevice, sentence: str
     ],
 )
 def test_engines_for_rtx_of_another_release_or_gpu_are_refused(release: str, capability: str, sentence: str) -> None:
-    engines = RtxEngineSet("1.7.1.116", ("8.6", "12.0"), {})
-    check_rtx_device(engines, "1.7.1.116", "8.6")
-    check_rtx_device(engines, "1.7.1.116", "12.0")
+    engines = EngineSet("tensorrt-rtx", "1.7.1.116", ("8.6", "12.0"), {})
+    for known in engines.capabilities:
+        assert engines_for([engines], "tensorrt-rtx", EngineDevice("1.7.1.116", "GPU", known, "12.0")) == engines
     with pytest.raises(PruneVidError, match=f"{sentence}: build them again with `prunevid build --device rtx`"):
-        check_rtx_device(engines, release, capability)
+        engines_for([engines], "tensorrt-rtx", EngineDevice(release, "GPU", capability, "13.2"))
 
 
 def test_altered_and_unlisted_engines_are_refused(path: Path) -> None:
     built = run_build(path, StandIn())
-    engines = built.manifest.engines
-    assert engines is not None
+    (engines,) = built.manifest.engine_sets
     file = path / engines.graphs["select"].file
     data = file.read_bytes()
     file.write_bytes(data[:-1] + b"!")

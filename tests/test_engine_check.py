@@ -27,8 +27,14 @@ needs.package("polygraphy")
 SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("video_start",)}
 
 
+DEVICE = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
+
+
 class StandIn:
     """Runs ONNX files in TensorRT's place."""
+
+    def device(self) -> EngineDevice:
+        return DEVICE
 
     def runner(self, engine: Path, profile: int) -> Any:
         from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
@@ -53,8 +59,8 @@ def bundle(tiny_bundle: Callable[[str, str], Path], tmp_path_factory: pytest.Tem
         )
         specs[graph] = EngineSpec(name, profiles, "")
         files[name] = files[spec.file]
-    engines = EngineSet(EngineDevice("10.16.0.72", "Orin", "8.7", "13.2"), specs)
-    return Bundle(opened.path, dataclasses.replace(opened.manifest, engines=engines, files=files))
+    engines = EngineSet.built_on(DEVICE, specs)
+    return Bundle(opened.path, dataclasses.replace(opened.manifest, engine_sets=(engines,), files=files))
 
 
 def run_check(bundle: Bundle) -> list[OutputCheck]:
@@ -63,10 +69,10 @@ def run_check(bundle: Bundle) -> list[OutputCheck]:
 
 def test_every_output_under_every_profile_is_compared(bundle: Bundle) -> None:
     found = run_check(bundle)
-    assert bundle.manifest.engines is not None
+    (engines,) = bundle.manifest.engine_sets
     wanted = {
         (graph, profile.name, output.name)
-        for graph, engine in bundle.manifest.engines.graphs.items()
+        for graph, engine in engines.graphs.items()
         for profile in engine.profiles
         for output in bundle.manifest.graphs[graph].outputs
     }
@@ -135,9 +141,6 @@ class Runnable(StandIn):
 
     version = "10.16.0.72"
     factor = 1.0
-
-    def device(self) -> EngineDevice:
-        return EngineDevice(self.version, "Orin", "8.7", "13.2")
 
     def register_plugins(self) -> None:
         pass

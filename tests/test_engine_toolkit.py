@@ -146,7 +146,7 @@ def build(
 def test_the_device_is_what_cuda_says(toolkit: Toolkit, trt: Any) -> None:
     found = toolkit.device()
     assert (found.gpu, found.compute_capability, found.driver) == ("NVIDIA Thor", "11.0", "13.2")
-    assert found.tensorrt == trt.__version__
+    assert found.release == trt.__version__
 
 
 def test_without_a_driver_it_says_so(toolkit: Toolkit, monkeypatch: pytest.MonkeyPatch) -> None:

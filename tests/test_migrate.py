@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_tensorrt import add_engines
+from fake_tensorrt_rtx import add_rtx_engines
 from hostile import edit_manifest, record
 from schema_1 import DEMO, as_schema_1
 
@@ -241,3 +244,39 @@ def test_a_bundle_that_cannot_be_written_to_is_left_alone(
     assert (status, out) == (2, "")
     assert f"migrating {old} failed: No space left on device" in err
     assert sorted(path.name for path in old.iterdir() if path.name.startswith(".")) == []
+
+
+def test_engines_of_schema_1_become_sets(tiny_bundle: Callable[[str, str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "todays"))
+    add_engines(folder)
+    todays = add_rtx_engines(folder).manifest
+    old = as_schema_1(folder, tmp_path / "old")
+    data = json.loads((old / "manifest.json").read_text(encoding="utf-8"))
+    assert data["engines"]["device"]["gpu"] == todays.engine_sets[0].gpu
+    assert data["rtx_engines"].keys() == {"release", "capabilities", "graphs"}
+    assert open_bundle(old).manifest == todays
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data["engines"].update(colour="red"), "manifest.json.engines has the entry 'colour'"),
+        (lambda data: data["engines"]["device"].update(colour="red"), "engines.device has the entry 'colour'"),
+        (lambda data: data["rtx_engines"].update(gpu="Orin"), "manifest.json.rtx_engines has the entry 'gpu'"),
+        (lambda data: data["engines"].pop("graphs"), "manifest.json.engines lacks 'graphs'"),
+        (lambda data: data["engines"]["device"].update(gpu=7), "manifest.json.engines.device.gpu is 7, and no text"),
+        (lambda data: data.update(engines=[]), "manifest.json.engines is not an object"),
+        (lambda data: data.update(rtx_engines="x"), "manifest.json.rtx_engines is not an object"),
+        (lambda data: data.update(engine_sets=[]), "manifest.json has the entry 'engine_sets'"),
+    ],
+)
+def test_engines_of_schema_1_are_not_trusted(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path, change: Change, said: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "todays"))
+    add_engines(folder)
+    add_rtx_engines(folder)
+    old = as_schema_1(folder, tmp_path / "old")
+    edit_manifest(old, change)
+    with pytest.raises(PruneVidError, match=re.escape(said)):
+        open_bundle(old)

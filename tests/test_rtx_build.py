@@ -16,6 +16,7 @@ from builder_stand_in import ORIN, RtxStandIn, StandIn
 
 from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.bundle.sections.engine_sets import EngineSet
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import Split
@@ -95,20 +96,19 @@ def test_capabilities_that_cannot_be_built_for_are_refused(
 
 
 def test_engines_for_rtx_stand_beside_those_for_the_gpu_at_hand(path: Path) -> None:
-    first = build(path, toolkit=StandIn()).manifest.engines  # type: ignore[arg-type]
+    (first,) = build(path, toolkit=StandIn()).manifest.engine_sets  # type: ignore[arg-type]
     built = build_rtx(path, RtxStandIn(), "8.6", "12.0").manifest
-    assert built.engines == first
-    assert built.rtx_engines is not None
-    assert (built.rtx_engines.release, built.rtx_engines.capabilities) == ("1.7.1.116", ("8.6", "12.0"))
-    assert set(built.rtx_engines.graphs) == set(GRAPHS)
-    for graph, engine in built.rtx_engines.graphs.items():
+    beside, for_rtx = built.engine_sets
+    assert beside == first
+    assert for_rtx == EngineSet("tensorrt-rtx", "1.7.1.116", ("8.6", "12.0"), for_rtx.graphs)
+    assert set(for_rtx.graphs) == set(GRAPHS)
+    for graph, engine in for_rtx.graphs.items():
         stem, mark, number, suffix = engine.file.split(".")
         assert (stem, mark, len(number), suffix) == (graph, "rtx", 12, "engine")
     assert open_bundle(path).manifest == built
     again = build(path, toolkit=StandIn(), text=64).manifest  # type: ignore[arg-type]
-    assert again.rtx_engines == built.rtx_engines
-    assert again.engines is not None
-    assert again.engines.device == ORIN
+    assert again.engine_sets == (for_rtx, EngineSet.built_on(ORIN, again.engine_sets[-1].graphs))
+    assert again.engine_sets[-1] != first
     assert {p.name for p in path.glob("*.engine")} == {engine.file for engine in again.all_engines}
 
 
@@ -133,7 +133,7 @@ def test_what_was_built_of_the_same_for_the_same_is_kept(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("release", "capabilities", "options"),
-    [("1.7.1.117", ("8.6",), {}), ("1.7.1.116", ("8.6", "8.9"), {}), ("1.7.1.116", ("8.6",), {"force": True})],
+    [("1.7.1.117", ("8.6",), {}), ("1.7.1.116", ("8.6",), {"force": True})],
 )
 def test_what_was_built_for_something_else_is_built_again(
     path: Path, release: str, capabilities: tuple[str, ...], options: dict[str, Any]
@@ -142,9 +142,18 @@ def test_what_was_built_for_something_else_is_built_again(
     toolkit = RtxStandIn(release)
     built = build_rtx(path, toolkit, *capabilities, **options).manifest
     assert set(toolkit.models) == set(GRAPHS)
-    assert built.rtx_engines is not None
-    assert (built.rtx_engines.release, built.rtx_engines.capabilities) == (release, capabilities)
+    (engines,) = built.engine_sets
+    assert (engines.release, engines.capabilities) == (release, capabilities)
     assert {p.name for p in path.glob("*.engine")} == {engine.file for engine in built.all_engines}
+
+
+def test_engines_for_other_capabilities_stand_beside_those_that_are_there(path: Path) -> None:
+    build_rtx(path, RtxStandIn(), "8.6")
+    built = build_rtx(path, RtxStandIn(), "8.6", "8.9").manifest
+    assert [engines.capabilities for engines in built.engine_sets] == [("8.6",), ("8.6", "8.9")]
+    files = [engine.file for engine in built.all_engines]
+    assert len(set(files)) == 2 * len(GRAPHS)
+    assert {p.name for p in path.glob("*.engine")} == set(files)
 
 
 @pytest.mark.parametrize("error", [PruneVidError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -232,7 +241,7 @@ def test_a_bundle_that_is_quantized_has_the_engines_of_none(path: Path, tmp_path
     workspace = Workspace(tmp_path / "out", "int8-qdq")
     with patch("prunevid.calibration.quantize.calibrate.observe", drawn):
         made = quantize(source, Split((), ()), Settings("int8-qdq"), workspace, Silent())
-    assert (made.manifest.engines, made.manifest.rtx_engines) == (None, None)
+    assert made.manifest.engine_sets == ()
     assert not [name for name in made.manifest.files if name.endswith(".engine")]
     assert not list(made.path.glob("*.engine"))
 
@@ -259,5 +268,5 @@ def test_the_command_says_what_was_built_for_what(
     assert main(command) == 0
     assert capsys.readouterr().out.count(", kept\n") == len(GRAPHS)
     assert build_cli._RTX == RTX
-    listed = json.loads((path / "manifest.json").read_text())["rtx_engines"]
-    assert listed["capabilities"] == ["8.6", "12.0"]
+    (listed,) = json.loads((path / "manifest.json").read_text())["engine_sets"]
+    assert (listed["product"], listed["capabilities"]) == ("tensorrt-rtx", ["8.6", "12.0"])

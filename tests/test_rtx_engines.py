@@ -72,8 +72,7 @@ def test_the_demo_is_built_and_holds_its_weights_once(
     settings = BuildSettings(capabilities=capabilities)
     built = build(path, device=RTX, settings=settings)
     assert open_bundle(path).manifest == built.manifest
-    engines = built.manifest.rtx_engines
-    assert engines is not None
+    (engines,) = built.manifest.engine_sets
     assert engines.capabilities == capabilities
     assert engines.graphs.keys() == built.manifest.graphs.keys()
     for graph, engine in engines.graphs.items():
@@ -112,7 +111,7 @@ def test_every_size_that_is_fixed_is_taken(
 def test_a_bundle_for_single_frames_is_built(bundles: Callable[[str], Bundle], tmp_path: Path) -> None:
     path = shutil.copytree(bundles("fp16").path, tmp_path / "bundle")
     built = build(path, device=RTX, frames=1, text=64, settings=BuildSettings(capabilities=("8.9",)))
-    assert built.manifest.rtx_engines is not None
+    assert len(built.manifest.engines_of("tensorrt-rtx")) == 1
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

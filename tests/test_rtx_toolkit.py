@@ -265,7 +265,7 @@ def test_a_signal_ends_the_command_and_its_builder_and_leaves_nothing(
     if number != signal.SIGKILL:
         assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     opened = open_bundle(path)
-    assert opened.manifest.rtx_engines is None
+    assert opened.manifest.engine_sets == ()
 
 
 def test_the_command_needs_neither_torch_nor_cuda_and_prints_what_it_built(
@@ -285,6 +285,5 @@ def test_the_command_needs_neither_torch_nor_cuda_and_prints_what_it_built(
     first, *lines = done.stdout.splitlines()
     assert first == f"TensorRT-RTX {trt.__version__}, for compute capability 8.6, 12.0"
     manifest = open_bundle(path).manifest
-    assert manifest.rtx_engines is not None
-    assert [line.split(":")[0] for line in lines] == [str(path / e.file) for e in manifest.rtx_engines.graphs.values()]
+    assert [line.split(":")[0] for line in lines] == [str(path / engine.file) for engine in manifest.all_engines]
     assert all(" MB, " in line and ", built in " in line and line.endswith(" s") for line in lines)

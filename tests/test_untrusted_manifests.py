@@ -20,7 +20,7 @@ from hostile import edit_manifest, peak_of_opening, record
 
 from prunevid import PruneVidError
 from prunevid.bundle import SCHEMA_VERSION, Manifest, open_bundle
-from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec
+from prunevid.bundle.sections.engine_sets import EngineSpec
 from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
@@ -211,8 +211,9 @@ RECORD = {"size": 1, "sha256": "0" * 64}
         ("preprocessing.center_crop", None),
         ("files", {}),
         ("files.tokenizer.json", RECORD),
-        ("engines", {"device": None, "graphs": {}}),
-        ("rtx_engines", {"release": "1.7.1.116", "capabilities": ["8.6"], "graphs": {}}),
+        ("engine_sets", None),
+        ("engine_sets", {}),
+        ("engine_sets", [{"product": "tensorrt-rtx", "release": "1.7.1.116", "capabilities": ["8.6"], "graphs": {}}]),
         ("quantization", {"recipe": "x", "graphs": {}, "questions": -1, "agreement": 1.0, "divergence": 0.0}),
         ("quantization", {"recipe": "x", "graphs": {}, "questions": 1, "agreement": 2.0, "divergence": 0.0}),
         (
@@ -300,14 +301,15 @@ def engines_of(manifest: Manifest, suffix: str = ".engine") -> dict[str, Any]:
 
 
 def device_engines(manifest: Manifest) -> dict[str, Any]:
-    """The section of a manifest for TensorRT's engines."""
-    device = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
-    return {"device": asdict(device), "graphs": engines_of(manifest)}
+    """A manifest's set of engines by TensorRT."""
+    place = {"gpu": "Orin", "capabilities": ["8.7"], "driver": "13.2"}
+    return {"product": "tensorrt", "release": "10.16.0.72", **place, "graphs": engines_of(manifest)}
 
 
 def rtx_engines(manifest: Manifest) -> dict[str, Any]:
-    """The section of a manifest for the engines of TensorRT for RTX."""
-    return {"release": "1.7.1.116", "capabilities": ["8.6", "12.0"], "graphs": engines_of(manifest, ".rtx.engine")}
+    """A manifest's set of engines by TensorRT for RTX."""
+    place = {"gpu": None, "capabilities": ["8.6", "12.0"], "driver": None}
+    return {"product": "tensorrt-rtx", "release": "1.7.1.116", **place, "graphs": engines_of(manifest, ".rtx.engine")}
 
 
 VALUE = {"minimum": [0], "optimum": [0], "maximum": [1]}
@@ -331,15 +333,15 @@ ENGINE_FAULTS = [
 ]
 
 
-def spoil(folder: Path, section: str, engines: dict[str, Any], change: Change) -> None:
-    """Give a bundle a section of engines that is as it should be, change it, and see the bundle refused."""
+def spoil(folder: Path, engines: dict[str, Any], change: Change) -> None:
+    """Give a bundle a set of engines that is as it should be, change it, and see the bundle refused."""
     for engine in engines["graphs"].values():
         (folder / engine["file"]).write_bytes(b"engine")
         record(folder, engine["file"])
-    edit_manifest(folder, lambda data: data.update({section: engines}))
-    assert getattr(open_bundle(folder).manifest, section) is not None
+    edit_manifest(folder, lambda data: data.update(engine_sets=[engines]))
+    assert len(open_bundle(folder).manifest.engine_sets) == 1
     change(engines)
-    edit_manifest(folder, lambda data: data.update({section: engines}))
+    edit_manifest(folder, lambda data: data.update(engine_sets=[engines]))
     refused(folder, "manifest.json is damaged")
 
 
@@ -347,21 +349,30 @@ def spoil(folder: Path, section: str, engines: dict[str, Any], change: Change) -
     "change",
     [
         *ENGINE_FAULTS,
-        lambda engines: engines["device"].update(driver="newest"),
-        lambda engines: engines["device"].update(gpu="Orin\x1b[2J"),
+        lambda engines: engines.update(driver="newest"),
+        lambda engines: engines.update(driver=None),
+        lambda engines: engines.update(gpu="Orin\x1b[2J"),
+        lambda engines: engines.update(gpu=None),
+        lambda engines: engines.update(capabilities=["8.6", "8.7"]),
+        lambda engines: engines.update(product="tensorrt-llm"),
+        lambda engines: engines.update(product="tensorrt-rtx"),
+        lambda engines: engines.update(product=None),
+        lambda engines: engines.pop("product"),
     ],
 )
 def test_engines_that_do_not_fit_their_graphs_are_refused(
     tiny_bundle: Callable[[str, str], Path], tmp_path: Path, change: Change
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
-    spoil(folder, "engines", device_engines(open_bundle(folder).manifest), change)
+    spoil(folder, device_engines(open_bundle(folder).manifest), change)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         *ENGINE_FAULTS,
+        lambda engines: engines.update(gpu="Orin", driver="13.2"),
+        lambda engines: engines.update(driver="13.2"),
         lambda engines: engines.update(release=""),
         lambda engines: engines.update(release="newest"),
         lambda engines: engines.update(release="1.7.1.116\n"),
@@ -386,7 +397,7 @@ def test_engines_for_rtx_that_do_not_fit_are_refused(
     tiny_bundle: Callable[[str, str], Path], tmp_path: Path, change: Change
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
-    spoil(folder, "rtx_engines", rtx_engines(open_bundle(folder).manifest), change)
+    spoil(folder, rtx_engines(open_bundle(folder).manifest), change)
 
 
 def test_engines_of_both_kinds_stand_in_one_bundle_and_share_no_file(
@@ -394,19 +405,37 @@ def test_engines_of_both_kinds_stand_in_one_bundle_and_share_no_file(
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
     manifest = open_bundle(folder).manifest
-    both = {"engines": device_engines(manifest), "rtx_engines": rtx_engines(manifest)}
-    for section in both.values():
-        for engine in section["graphs"].values():
+    both = [device_engines(manifest), rtx_engines(manifest)]
+    for engines in both:
+        for engine in engines["graphs"].values():
             (folder / engine["file"]).write_bytes(b"engine")
             record(folder, engine["file"])
-    edit_manifest(folder, lambda data: data.update(both))
+    edit_manifest(folder, lambda data: data.update(engine_sets=both))
     opened = open_bundle(folder).manifest
-    assert opened.rtx_engines is not None
-    assert opened.rtx_engines.capabilities == ("8.6", "12.0")
+    assert [engines.capabilities for engines in opened.engine_sets] == [("8.7",), ("8.6", "12.0")]
     assert len({engine.file for engine in opened.all_engines}) == 2 * len(manifest.graphs)
-    both["rtx_engines"]["graphs"]["merge"]["file"] = "merge.engine"
-    edit_manifest(folder, lambda data: data.update(both))
+    both[1]["graphs"]["merge"]["file"] = "merge.engine"
+    edit_manifest(folder, lambda data: data.update(engine_sets=both))
     refused(folder, "one file is named for two things")
+
+
+def test_two_sets_of_engines_for_the_same_gpus_are_refused(
+    tiny_bundle: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle("qwen2", "portable"), tmp_path / "copy"))
+    manifest = open_bundle(folder).manifest
+    first, second = rtx_engines(manifest), rtx_engines(manifest)
+    second["graphs"] = engines_of(manifest, ".other.engine")
+    second["release"] = "1.8.0.1"
+    for engines in (first, second):
+        for engine in engines["graphs"].values():
+            (folder / engine["file"]).write_bytes(b"engine")
+            record(folder, engine["file"])
+    edit_manifest(folder, lambda data: data.update(engine_sets=[first, second]))
+    refused(folder, "two of its sets of engines are for the same GPUs")
+    second["capabilities"] = ["8.9"]
+    edit_manifest(folder, lambda data: data.update(engine_sets=[first, second]))
+    assert len(open_bundle(folder).manifest.engine_sets) == 2
 
 
 def first_profile(engines: dict[str, Any]) -> dict[str, Any]:

@@ -81,20 +81,21 @@ def _add_engines(source: Path, target: Path) -> None:
     """A bundle that says it has engines, of which no byte is one: they are only looked at where there is a GPU."""
     shutil.copytree(source, target)
     manifest = json.loads((target / "manifest.json").read_text())
-    sections: dict[str, dict[str, Any]] = {
-        "engines": {"device": {"tensorrt": "10.16.0.72", "gpu": "Orin", "compute_capability": "8.7", "driver": "13.2"}},
-        "rtx_engines": {"release": "1.7.1.116", "capabilities": ["8.6", "12.0"]},
-    }
-    for section, built in sections.items():
+    sets: list[dict[str, Any]] = [
+        {"product": "tensorrt", "release": "10.16.0.72", "capabilities": ["8.7"], "gpu": "Orin", "driver": "13.2"},
+        {"product": "tensorrt-rtx", "release": "1.7.1.116", "capabilities": ["8.6", "12.0"]},
+    ]
+    for built in sets:
         engines = {}
         for name, graph in manifest["graphs"].items():
-            file = f"{name}.{section}"
+            file = f"{name}.{built['product']}"
             (target / file).write_bytes(name.encode() * 100)
             manifest["files"][file] = {"size": len(name) * 100, "sha256": safetensors_file.sha256(target / file)}
             shapes = {tensor["name"]: _range(tensor["shape"]) for tensor in graph["inputs"]}
             profile = {"name": "rows", "shapes": shapes, "values": {}}
             engines[name] = {"file": file, "profiles": [profile], "source": "0" * 64}
-        manifest[section] = {**built, "graphs": engines}
+        built["graphs"] = engines
+    manifest["engine_sets"] = sets
     (target / "manifest.json").write_text(json.dumps(manifest))
 
 

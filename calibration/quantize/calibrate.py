@@ -304,8 +304,7 @@ def _assemble(
         graphs=graphs,
         quantization=Quantization(recipe.name, done, 0, 0.0, 0.0),
         files=record_files(folder),
-        engines=None,
-        rtx_engines=None,
+        engine_sets=(),
     )
     write_manifest(folder, manifest)
     workspace.record("bundle", choice)

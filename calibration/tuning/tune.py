@@ -31,9 +31,7 @@ from prunevid.runtime.machine import describe as describe_machine
 from prunevid.runtime.text.sampling import SamplingConfig
 
 # What may differ between bundles of one model that were exported with different prune layers.
-_MAY_DIFFER = frozenset(
-    {"created_by", "prune", "graphs", "files", "engines", "rtx_engines", "quantization", "tuning", "cache"}
-)
+_MAY_DIFFER = frozenset({"created_by", "prune", "graphs", "files", "engine_sets", "quantization", "tuning", "cache"})
 
 
 @dataclass(frozen=True)

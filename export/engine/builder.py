@@ -66,7 +66,7 @@ def build(
     precision. frames and text: the largest video, by default the bundle's frames, and the rows for text. Engines that
     the bundle has already, built from the same for the same, are kept unless ``force``. progress and done: called while
     an engine is built, and when it is. toolkit: the TensorRT to build with, by default the one that is installed.
-    Returns the bundle with its engines.
+    Returns the bundle with its engines; this build's are the last of its sets, and replaced those for the same GPUs.
 
     The bundle changes only when all engines are built. Raises PruneVidError for anything a caller can mend.
     """
@@ -77,7 +77,7 @@ def build(
     destination = _destination(opened.manifest, device, settings, toolkit)
     destination.prepare(opened.manifest, limits)
     plans = [_plan(opened, graph, limits, destination, settings) for graph in opened.manifest.graphs]
-    kept = {} if force else _still_good(destination.usable(opened.manifest), plans)
+    kept = {} if force else _still_good(_same_set(opened.manifest, destination), plans)
     with changing(opened, _WORK) as folder:
         specs: dict[str, EngineSpec] = {}
         records: dict[str, FileRecord] = {}
@@ -154,6 +154,14 @@ def _still_good(found: dict[str, EngineSpec], plans: list[_Plan]) -> dict[str, E
     return {graph: found[graph] for graph, source in graphs.items() if graph in found and found[graph].source == source}
 
 
+def _same_set(manifest: Manifest, destination: Destination) -> dict[str, EngineSpec]:
+    """The bundle's engines, by graph, that were built for the same by the same; none where there are none."""
+    for engines in manifest.engine_sets:
+        if engines == destination.engine_set(engines.graphs):
+            return engines.graphs
+    return {}
+
+
 def _build_one(
     bundle: Bundle, plan: _Plan, folder: Path, destination: Destination, progress: Progress, done: Done
 ) -> tuple[EngineSpec, FileRecord]:
@@ -166,7 +174,9 @@ def _build_one(
     )
     record = FileRecord(partial.stat().st_size, sha256_of(partial))
     # The name tells one build from the next: a bundle in use keeps its files until its manifest is replaced.
-    name = f"{graph}{destination.mark}.{record.sha256[:12]}.engine"
+    # It tells one set of engines from the next, too, of which two may be alike to the last byte.
+    place = json.dumps([record.sha256, *destination.engine_set({}).place])
+    name = f"{graph}{destination.mark}.{hashlib.sha256(place.encode()).hexdigest()[:12]}.engine"
     partial.rename(folder / name)
     done(graph, built)
     return EngineSpec(name, built.profiles, plan.source), record
@@ -184,10 +194,12 @@ def _install(
     All of it is moved out of ``folder``, which no other bundle has: where one came into the place of this one at any
     moment, moving fails, and what came stays as it is.
     """
-    wanted = {spec.file for spec in engines.values()}
-    stale = {spec.file for spec in destination.engines(bundle.manifest).values()} - wanted
+    built = destination.engine_set(engines)
+    others = tuple(one for one in bundle.manifest.engine_sets if one.place != built.place)
+    manifest = replace(bundle.manifest, engine_sets=(*others, built))
+    stale = {spec.file for spec in bundle.manifest.all_engines} - {spec.file for spec in manifest.all_engines}
     files = {name: record for name, record in bundle.manifest.files.items() if name not in stale} | records
-    manifest = replace(destination.with_engines(bundle.manifest, engines), files=dict(sorted(files.items())))
+    manifest = replace(manifest, files=dict(sorted(files.items())))
     moved: list[Path] = []
     try:
         for name in records:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunevid.bundle import Bundle, Manifest, TensorSpec
-from prunevid.bundle.sections.engine_sets import EngineProfile
+from prunevid.bundle.sections.engine_sets import EngineProfile, engines_for
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.inputs import make_inputs
 from prunevid.export.engine.toolkit import Toolkit
@@ -41,9 +41,10 @@ def check_engines(bundle: Bundle, toolkit: Toolkit, seed: int = 0) -> Iterator[O
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 
     manifest = bundle.manifest
-    if manifest.engines is None:
+    if not manifest.engines_of("tensorrt"):
         raise PruneVidError(f"{bundle.path} has no engines: build them first")
-    for graph, engine in manifest.engines.graphs.items():
+    engines = engines_for(manifest.engine_sets, "tensorrt", toolkit.device())
+    for graph, engine in engines.graphs.items():
         file = bundle.file(manifest.graphs[graph].file)
         for number, profile in enumerate(engine.profiles):
             reference = OnnxrtRunner(SessionFromOnnx(str(file)), name="ONNX Runtime")

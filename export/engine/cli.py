@@ -101,10 +101,10 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             done=built.__setitem__,
         )
+    engines = bundle.manifest.engine_sets[-1]
     if args.device == _RTX:
-        _print_rtx(bundle, built)
-    elif bundle.manifest.engines is not None:
-        _print(bundle, bundle.manifest.engines.graphs, built)
+        print(f"TensorRT-RTX {engines.release}, for compute capability {', '.join(engines.capabilities)}")
+    _print(bundle, engines.graphs, built)
     return _check(bundle) if args.check else 0
 
 
@@ -127,13 +127,6 @@ def _require_onnx() -> None:
         import onnx  # noqa: F401
     except ImportError as error:
         raise PruneVidError(f"onnx cannot be loaded ({error}): pip install 'prunevid[rtx]'") from error
-
-
-def _print_rtx(bundle: Bundle, built: Mapping[str, BuiltEngine]) -> None:
-    engines = bundle.manifest.rtx_engines
-    if engines is not None:
-        print(f"TensorRT-RTX {engines.release}, for compute capability {', '.join(engines.capabilities)}")
-        _print(bundle, engines.graphs, built)
 
 
 def _print(bundle: Bundle, engines: Mapping[str, EngineSpec], built: Mapping[str, BuiltEngine]) -> None:

@@ -1,4 +1,4 @@
-"""What engines are built for, and where a manifest has them: the GPU at hand, or any RTX GPU of some capabilities."""
+"""What engines are built for: the GPU at hand, or any RTX GPU of some compute capabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx
 
 from prunevid.bundle import Manifest
-from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
 from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
@@ -43,14 +43,8 @@ class Destination(Protocol):
     def ingredients(self) -> dict[str, Any]:
         """What an engine is built from beside its graph, its profiles and the settings that all builders have."""
 
-    def engines(self, manifest: Manifest) -> dict[str, EngineSpec]:
-        """The engines that a bundle has in the place where this build's will be, for whatever they were built."""
-
-    def usable(self, manifest: Manifest) -> dict[str, EngineSpec]:
-        """Those of them that were built for the same."""
-
-    def with_engines(self, manifest: Manifest, graphs: dict[str, EngineSpec]) -> Manifest:
-        """A manifest with these engines in that place."""
+    def engine_set(self, graphs: dict[str, EngineSpec]) -> EngineSet:
+        """These engines, with what they are for."""
 
     def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
         """Build one engine into the file ``output``."""
@@ -78,24 +72,15 @@ class ThisGpu:
 
     def check(self, job: EngineJob, model: onnx.ModelProto) -> None:
         """By the lint."""
-        _lint(job, model, self._here.tensorrt)
+        _lint(job, model, self._here.release)
 
     def ingredients(self) -> dict[str, Any]:
         """None: the manifest says for which device its engines are."""
         return {}
 
-    def engines(self, manifest: Manifest) -> dict[str, EngineSpec]:
-        """Of the section ``engines``."""
-        return manifest.engines.graphs if manifest.engines else {}
-
-    def usable(self, manifest: Manifest) -> dict[str, EngineSpec]:
-        """Built on the same device."""
-        found = manifest.engines
-        return found.graphs if found and found.device == self._here else {}
-
-    def with_engines(self, manifest: Manifest, graphs: dict[str, EngineSpec]) -> Manifest:
-        """In the section ``engines``."""
-        return replace(manifest, engines=EngineSet(self._here, graphs))
+    def engine_set(self, graphs: dict[str, EngineSpec]) -> EngineSet:
+        """For this GPU and this TensorRT."""
+        return EngineSet.built_on(self._here, graphs)
 
     def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
         """On this GPU."""
@@ -128,25 +113,13 @@ class RtxGpus:
         """The builder and its targets."""
         return {"release": self._toolkit.version, "capabilities": self._settings.capabilities}
 
-    def engines(self, manifest: Manifest) -> dict[str, EngineSpec]:
-        """Of the section ``rtx_engines``."""
-        return manifest.rtx_engines.graphs if manifest.rtx_engines else {}
-
-    def usable(self, manifest: Manifest) -> dict[str, EngineSpec]:
-        """Built by the same release for the same capabilities."""
-        found = manifest.rtx_engines
-        return found.graphs if found and found == self._set(found.graphs) else {}
-
-    def with_engines(self, manifest: Manifest, graphs: dict[str, EngineSpec]) -> Manifest:
-        """In the section ``rtx_engines``."""
-        return replace(manifest, rtx_engines=self._set(graphs))
+    def engine_set(self, graphs: dict[str, EngineSpec]) -> EngineSet:
+        """For GPUs of these compute capabilities and this TensorRT for RTX."""
+        return EngineSet("tensorrt-rtx", self._toolkit.version, self._settings.capabilities, graphs)
 
     def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
         """On any machine."""
         return self._toolkit.build(job, output, manifest, self._settings, progress)
-
-    def _set(self, graphs: dict[str, EngineSpec]) -> RtxEngineSet:
-        return RtxEngineSet(self._toolkit.version, self._settings.capabilities, graphs)
 
 
 def _lint(job: EngineJob, model: onnx.ModelProto, version: str) -> None:

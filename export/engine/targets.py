@@ -75,7 +75,7 @@ def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> Non
             )
     if release < oldest:
         raise PruneVidError(
-            f"TensorRT {here.tensorrt} is too old: {oldest[0]}.{oldest[1]} or newer is needed, which comes with "
+            f"TensorRT {here.release} is too old: {oldest[0]}.{oldest[1]} or newer is needed, which comes with "
             + ("JetPack 6.2" if oldest == (10, 3) else "JetPack 7.1")
         )
 

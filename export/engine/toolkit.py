@@ -42,7 +42,7 @@ class Toolkit:
         properties = self._call("cudaGetDeviceProperties", 0)
         driver = self._call("cudaDriverGetVersion")
         return EngineDevice(
-            tensorrt=self.version,
+            release=self.version,
             gpu=properties.name.decode().rstrip("\0"),
             compute_capability=f"{properties.major}.{properties.minor}",
             driver=f"{driver // 1000}.{driver % 1000 // 10}",

@@ -103,9 +103,10 @@ def _check_kinds(manifest: Manifest) -> None:
 
 
 def _check_engines(manifest: Manifest) -> None:
-    for engines in (manifest.engines, manifest.rtx_engines):
-        if engines is None:
-            continue
+    places = [engines.place for engines in manifest.engine_sets]
+    if len(set(places)) < len(places):
+        raise ValueError("two of its sets of engines are for the same GPUs")
+    for engines in manifest.engine_sets:
         if engines.graphs.keys() != manifest.graphs.keys():
             raise ValueError("not every graph has an engine")
         for name, engine in engines.graphs.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunevid.bundle.sections.blocks import Blocks
 from prunevid.bundle.sections.cache import KvCacheSpec
-from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec, RtxEngineSet
+from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec
 from prunevid.bundle.sections.layout import TokenLayout
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.bundle.sections.quantization import Quantization
@@ -174,7 +174,8 @@ class Manifest:
     """Everything the runtime must know about a bundle, as ``manifest.json`` has it.
 
     least_onnxruntime: the first release of ONNX Runtime that runs the graphs, such as ``1.27``; None for any that the
-    runtime itself accepts. engines and rtx_engines: those of TensorRT and of TensorRT for RTX, if they were built.
+    runtime itself accepts. engine_sets: engines of all graphs, a set for
+    every place that some were built for.
     """
 
     schema_version: int
@@ -192,11 +193,10 @@ class Manifest:
     prompt: PromptSpec
     preprocessing: Preprocessing
     files: dict[str, FileRecord]
-    engines: EngineSet | None = None
     quantization: Quantization | None = None
     tuning: Tuning | None = None
     least_onnxruntime: str | None = None
-    rtx_engines: RtxEngineSet | None = None
+    engine_sets: tuple[EngineSet, ...] = ()
 
     def __post_init__(self) -> None:
         require("dialect", self.dialect, self.dialect in DIALECTS, " or ".join(DIALECTS))
@@ -208,9 +208,12 @@ class Manifest:
 
     @property
     def all_engines(self) -> tuple[EngineSpec, ...]:
-        """Every engine that the bundle has, whichever builder made it."""
-        sets = (self.engines, self.rtx_engines)
-        return tuple(engine for engines in sets if engines for engine in engines.graphs.values())
+        """Every engine that the bundle has, whatever built it."""
+        return tuple(engine for engines in self.engine_sets for engine in engines.graphs.values())
+
+    def engines_of(self, product: str) -> tuple[EngineSet, ...]:
+        """The sets that a product built."""
+        return tuple(engines for engines in self.engine_sets if engines.product == product)
 
     @property
     def float_type(self) -> str:

@@ -127,8 +127,45 @@ def _tower_and_crop(old: _Old) -> None:
     _add(old.section("model", "vision"), "projected", None, "model.vision")
 
 
+def _engine_sets(old: _Old) -> None:
+    """1 to 2: there was one set of engines by TensorRT and one by TensorRT for RTX, each a section of its own."""
+    sets = []
+    engines, for_rtx = old.data.pop("engines", None), old.data.pop("rtx_engines", None)
+    if engines is not None:
+        old.data["engines"] = engines
+        device, graphs = old.section("engines", "device"), old.section("engines", "graphs")
+        _only("engines", engines, "device", "graphs")
+        _only("engines.device", device, "tensorrt", "gpu", "compute_capability", "driver")
+        sets.append(
+            {
+                "product": "tensorrt",
+                "release": _text(old.data, "engines", "device", "tensorrt"),
+                "capabilities": [_text(old.data, "engines", "device", "compute_capability")],
+                "graphs": graphs,
+                "gpu": _text(old.data, "engines", "device", "gpu"),
+                "driver": _text(old.data, "engines", "device", "driver"),
+            }
+        )
+        del old.data["engines"]
+    if for_rtx is not None:
+        if not isinstance(for_rtx, dict):
+            raise ValueError(f"{MANIFEST}.rtx_engines is not an object")
+        _only("rtx_engines", for_rtx, "release", "capabilities", "graphs")
+        sets.append({"product": "tensorrt-rtx", **for_rtx})
+    _add(old.data, "engine_sets", sets)
+
+
 _STEPS: dict[int, tuple[Callable[[_Old], None], ...]] = {
-    1: (_files_of_weights, _decoder_facts, _cache, _blocks, _merge_method, _token_layout, _tower_and_crop),
+    1: (
+        _files_of_weights,
+        _decoder_facts,
+        _cache,
+        _blocks,
+        _engine_sets,
+        _merge_method,
+        _token_layout,
+        _tower_and_crop,
+    ),
 }
 """By the schema that they start from, what leads to the next one, in order."""
 
@@ -138,6 +175,12 @@ def _add(section: _Json, name: str, value: Any, where: str = "") -> None:
     if name in section:
         raise UnknownEntryError(f"{'.'.join(filter(None, (MANIFEST, where)))} has the entry {name!r}")
     section[name] = value
+
+
+def _only(where: str, section: _Json, *names: str) -> None:
+    """Raise UnknownEntryError where an earlier section has another entry: what is taken apart is not decoded."""
+    if unknown := sorted(section.keys() - set(names)):
+        raise UnknownEntryError(f"{MANIFEST}.{where} has the entry {shown(unknown[0])}")
 
 
 def _section(data: _Json, *names: str) -> _Json:

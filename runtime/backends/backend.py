@@ -93,16 +93,12 @@ def _may_fit(backend: BackendSpec, manifest: Manifest) -> bool:
     if not backend.automatic:
         return False
     if backend.product is not None:
-        return _has_engines(manifest, backend.product)
+        return bool(manifest.engines_of(backend.product))
     if backend.provider is not None:
         import onnxruntime as ort
 
         return backend.provider in ort.get_available_providers()
     return True
-
-
-def _has_engines(manifest: Manifest, product: str) -> bool:
-    return {"tensorrt": manifest.engines, "tensorrt-rtx": manifest.rtx_engines}[product] is not None
 
 
 def _open(backend: BackendSpec, bundle: Bundle, threads: int | None) -> Backend:

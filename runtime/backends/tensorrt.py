@@ -1,7 +1,7 @@
 """TensorRT: the engines that `prunevid build` put into a bundle, on the GPU for which they were built.
 
 There are two of it: TensorRT, and TensorRT for RTX (tensorrt_rtx.py). What runs engines is the same for both; a
-:class:`Product` is what differs.
+`Library` is what differs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prunevid.bundle import Bundle, Manifest
-from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSpec, check_device
+from prunevid.bundle import Bundle
+from prunevid.bundle.sections.engine_sets import PRODUCTS, EngineDevice, EngineProduct, EngineSpec, engines_for
 from prunevid.errors import PruneVidError
 from prunevid.files import reading
 from prunevid.runtime.backends.arrays import Array, Slot
@@ -27,29 +27,18 @@ from prunevid.runtime.backends.engine_profiles import choose_profile, largest_pa
 _PAST_STEP = 256
 
 
-class Product(Protocol):
+class Library(Protocol):
     """What one of NVIDIA's two libraries has of its own.
 
     Attributes:
-        backend: What the command line calls it.
-        title: What sentences call it.
+        product: Whose engines it runs.
         module: Its Python package.
         install: What to do where that is missing.
-        build: The command that builds engines for it; where: on which machine.
     """
 
-    backend: str
-    title: str
+    product: EngineProduct
     module: str
     install: str
-    build: str
-    where: str
-
-    def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
-        """The bundle's engines for it, by graph; None where there are none."""
-
-    def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
-        """Raise PruneVidError where these engines cannot run here."""
 
     def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
         """Execution contexts of a graph's engine, one per profile, whose memory the caller manages.
@@ -61,22 +50,11 @@ class Product(Protocol):
 class TensorRt:
     """TensorRT, of whose engines each is bound to a release and a GPU."""
 
-    backend, title, module, build = "tensorrt", "TensorRT", "tensorrt", "prunevid build"
-    where = "on this machine"
+    product, module = PRODUCTS["tensorrt"], "tensorrt"
     install = "on a Jetson it is JetPack's python3-libnvinfer, elsewhere pip install 'prunevid[tensorrt]'"
 
-    def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
-        """See :class:`Product`."""
-        return manifest.engines.graphs if manifest.engines else None
-
-    def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
-        """See :class:`Product`."""
-        assert manifest.engines is not None
-        gpu, capability = cuda.gpu()
-        check_device(manifest.engines, EngineDevice(trt.__version__, gpu, capability, cuda.driver()))
-
     def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
-        """See :class:`Product`."""
+        """Contexts alone: kernels are in the engine."""
         strategy = tools.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return Prepared([engine.create_execution_context(strategy) for _ in range(profiles)])
 
@@ -90,30 +68,32 @@ class TensorRtBackend:
     """A bundle's engines. Raises PruneVidError where there are none, or none that run here."""
 
     def __init__(
-        self, bundle: Bundle, product: Product | None = None, *, cuda: Cuda | None = None, trt: Any = None
+        self, bundle: Bundle, library: Library | None = None, *, cuda: Cuda | None = None, trt: Any = None
     ) -> None:
         """Open the bundle's engines.
 
         Args:
             bundle: With engines for this device.
-            product: Whose engines, by default TensorRT's.
+            library: What runs engines, by default TensorRT.
             cuda: The GPU, by default what is installed.
-            trt: The product's module, by default the one that is installed.
+            trt: The library's module, by default the one that is installed.
         """
-        product = product or TensorRt()
-        engines = product.engines(bundle.manifest)
-        if engines is None:
+        library = library or TensorRt()
+        product = library.product
+        if not bundle.manifest.engines_of(product.name):
             raise PruneVidError(
                 f"{bundle.path} has no {product.title} engines: "
                 f"build them {product.where} with `{product.build} {bundle.path}`"
             )
-        trt = trt or _import(product)
+        trt = trt or _import(library)
         cuda = cuda or Cuda()
-        product.check(bundle.manifest, trt, cuda)
-        self.name = product.backend
+        gpu, capability = cuda.gpu()
+        here = EngineDevice(trt.__version__, gpu, capability, cuda.driver())
+        engines = engines_for(bundle.manifest.engine_sets, product.name, here).graphs
+        self.name = product.name
         self.memory = DeviceMemory(cuda)
         self.now = cuda.now
-        self._engines, self._product = engines, product
+        self._engines, self._library = engines, library
         self._tools = Tools(product.title, trt, make_logger(trt), cuda, self.memory, ScratchMemory(self.memory))
         # The standard plugins, of which engines may contain some; the prunevid operators are in the engines themselves.
         trt.init_libnvinfer_plugins(self._tools.logger, "")
@@ -123,7 +103,7 @@ class TensorRtBackend:
 
     def load(self, bundle: Bundle, name: str) -> EngineGraph:
         """See :class:`prunevid.runtime.backends.backend.Backend`."""
-        return EngineGraph(self._tools, self._product, self._runtime, bundle, name, self._engines[name])
+        return EngineGraph(self._tools, self._library, self._runtime, bundle, name, self._engines[name])
 
     def past_rows(self, length: int) -> int:
         """The next multiple of 256, if the engines take so many: then the same CUDA graph serves 256 decode steps."""
@@ -135,7 +115,7 @@ class EngineGraph:
     """A deserialized engine, with a context for each of its profiles."""
 
     def __init__(
-        self, tools: Tools, product: Product, runtime: Any, bundle: Bundle, name: str, engine: EngineSpec
+        self, tools: Tools, library: Library, runtime: Any, bundle: Bundle, name: str, engine: EngineSpec
     ) -> None:
         self._cuda = tools.cuda
         graph = bundle.manifest.graphs[name]
@@ -146,7 +126,7 @@ class EngineGraph:
         self._engine = runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise PruneVidError(
-                f"{product.title} {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}"
+                f"{library.product.title} {tools.trt.__version__} cannot load {file}: {tools.logger.last_error()}"
             )
         self.inputs = tuple(spec.name for spec in graph.inputs)
         self.outputs = tuple(spec.name for spec in graph.outputs)
@@ -156,15 +136,17 @@ class EngineGraph:
         }
         found = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if found != {*self.inputs, *self.outputs}:
-            raise PruneVidError(f"{file} is no engine of this bundle's {name}: build it again with `{product.build}`")
+            raise PruneVidError(
+                f"{file} is no engine of this bundle's {name}: build it again with `{library.product.build}`"
+            )
         tools.scratch.reserve(self._engine.device_memory_size_v2)
         checksum = bundle.manifest.files[engine.file].sha256
-        prepared = product.prepare(tools, self._engine, name, checksum, len(engine.profiles))
+        prepared = library.prepare(tools, self._engine, name, checksum, len(engine.profiles))
         self._contexts = [
             EngineContext(tools, self._engine, graph, number, prepared) for number in range(len(engine.profiles))
         ]
         self._value_inputs = sorted({value for profile in engine.profiles for value in profile.values})
-        self._name, self._spec, self._build = name, engine, product.build
+        self._name, self._spec, self._build = name, engine, library.product.build
         self._chosen: dict[object, int] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
@@ -208,10 +190,10 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _import(product: Product) -> Any:
+def _import(library: Library) -> Any:
     try:
-        return import_module(product.module)
+        return import_module(library.module)
     except ImportError as error:
         raise PruneVidError(
-            f"{product.title}'s Python package cannot be loaded ({error}): {product.install}"
+            f"{library.product.title}'s Python package cannot be loaded ({error}): {library.install}"
         ) from error

@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from prunevid.bundle import Bundle, Manifest
-from prunevid.bundle.sections.engine_sets import EngineSpec, check_rtx_device
+from prunevid.bundle import Bundle
+from prunevid.bundle.sections.engine_sets import PRODUCTS
 from prunevid.runtime.backends.cuda import Cuda
 from prunevid.runtime.backends.engine_context import Prepared, Tools
 from prunevid.runtime.backends.kernel_store import KernelStore
@@ -36,24 +36,14 @@ def open_tensorrt_rtx(
 class TensorRtRtx:
     """TensorRT for RTX, whose engines are bound to a release and to compute capabilities."""
 
-    backend, title, module, build = "tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "prunevid build --device rtx"
-    install, where = "pip install 'prunevid[rtx]'", "on any machine"
+    product, module, install = PRODUCTS["tensorrt-rtx"], "tensorrt_rtx", "pip install 'prunevid[rtx]'"
 
     def __init__(self) -> None:
-        self._store = KernelStore(self.backend)
+        self._store = KernelStore(self.product.name)
         self._told = False
 
-    def engines(self, manifest: Manifest) -> dict[str, EngineSpec] | None:
-        """See :class:`prunevid.runtime.backends.tensorrt.Product`."""
-        return manifest.rtx_engines.graphs if manifest.rtx_engines else None
-
-    def check(self, manifest: Manifest, trt: Any, cuda: Cuda) -> None:
-        """See :class:`prunevid.runtime.backends.tensorrt.Product`."""
-        assert manifest.rtx_engines is not None
-        check_rtx_device(manifest.rtx_engines, trt.__version__, cuda.gpu()[1])
-
     def prepare(self, tools: Tools, engine: Any, graph: str, checksum: str, profiles: int) -> Prepared:
-        """See :class:`prunevid.runtime.backends.tensorrt.Product`; compiles what is not kept."""
+        """Contexts whose kernels are compiled, where they are not kept from an earlier time."""
         trt, config = tools.trt, engine.create_runtime_config()
         if config is None:
             return Prepared([None] * profiles)

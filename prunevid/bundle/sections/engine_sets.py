@@ -1,40 +1,88 @@
-"""What a manifest says of TensorRT engines: which devices they are for, and what each of them takes.
+"""What a manifest says of engines: which product built them, where they run, and what each of them takes.
 
-An engine of TensorRT runs only with the release and on the kind of GPU that it was built with, one of TensorRT for RTX
-only with its release and on the compute capabilities that it was built for. Whoever loads one asks :func:`check_device`
-or :func:`check_rtx_device` first.
+A bundle may have several sets, for several GPUs or by several products. An engine of TensorRT runs only with the
+release and on the kind of GPU that it was built with, one of TensorRT for RTX only with its release and on the compute
+capabilities that it was built for: `engines_for` chooses the set that runs here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunevid.errors import InvalidValueError, PruneVidError
 from prunevid.validation import LARGEST, require, require_text, shown
+
+__all__ = [
+    "PRODUCTS",
+    "EngineDevice",
+    "EngineProduct",
+    "EngineProfile",
+    "EngineSet",
+    "EngineSpec",
+    "InputRange",
+    "engines_for",
+]
 
 _LONGEST = 200
 _MOST_CAPABILITIES = 32
 
 
 @dataclass(frozen=True)
-class EngineDevice:
-    """What an engine is bound to.
+class EngineProduct:
+    """What builds and runs engines.
 
-    tensorrt: its full version ("10.16.0.72"). gpu: the GPU's name; compute_capability: "8.7" for Orin, "11.0" for Thor.
-    driver: the newest CUDA version that the driver knows ("13.2").
+    Attributes:
+        name: What the manifest calls it, and the command line the backend that runs its engines.
+        title: What sentences call it.
+        build: The command that builds engines for it.
+        where: On which machine that is done.
+        is_bound_to_gpu: Whether engines run on the kind of GPU alone that they were built on; else on any of their
+            compute capabilities.
     """
 
-    tensorrt: str
+    name: str
+    title: str
+    build: str
+    where: str
+    is_bound_to_gpu: bool
+
+
+PRODUCTS = {
+    product.name: product
+    for product in (
+        EngineProduct("tensorrt", "TensorRT", "prunevid build", "on this machine", is_bound_to_gpu=True),
+        EngineProduct(
+            "tensorrt-rtx", "TensorRT-RTX", "prunevid build --device rtx", "on any machine", is_bound_to_gpu=False
+        ),
+    )
+}
+"""The products by name."""
+
+
+@dataclass(frozen=True)
+class EngineDevice:
+    """A GPU, and the software that runs engines on it.
+
+    Attributes:
+        release: The product's full version ("10.16.0.72").
+        gpu: The GPU's name.
+        compute_capability: "8.7" for Orin, "11.0" for Thor.
+        driver: The newest CUDA version that the driver knows ("13.2").
+
+    Raises:
+        InvalidValueError: A value is none of those.
+    """
+
+    release: str
     gpu: str
     compute_capability: str
     driver: str
 
     def __post_init__(self) -> None:
-        version = re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", self.driver)
-        if version is None:
-            raise InvalidValueError(f"driver is {shown(self.driver)}, no CUDA version")
-        for name in ("tensorrt", "gpu", "compute_capability"):
+        _check_driver(self.driver)
+        for name in ("release", "gpu", "compute_capability"):
             require_text(name, getattr(self, name), _LONGEST)
 
 
@@ -84,68 +132,114 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """The engines of a bundle's graphs, by graph, all built on one device."""
+    """Engines of all of a bundle's graphs that run in the same places.
 
-    device: EngineDevice
-    graphs: dict[str, EngineSpec]
+    Attributes:
+        product: What built them, one of PRODUCTS.
+        release: The product's full version ("10.16.0.72"), which also runs them.
+        capabilities: The compute capabilities that they run on ("8.6", "12.0"), ascending; of engines that are bound
+            to a GPU its own.
+        graphs: By graph.
+        gpu: The name of the GPU that they are bound to; None where they are bound to none.
+        driver: The newest CUDA version that the driver knew there ("13.2"), which is the oldest that runs them.
 
-
-@dataclass(frozen=True)
-class RtxEngineSet:
-    """The engines of a bundle's graphs, by graph, all built by one release of TensorRT for RTX, on whatever machine.
-
-    release: its full version ("1.7.1.116"). capabilities: the GPUs that the engines are for ("8.6", "12.0"), ascending.
+    Raises:
+        InvalidValueError: A value is out of its range, or does not go with the product.
     """
 
+    product: str
     release: str
     capabilities: tuple[str, ...]
     graphs: dict[str, EngineSpec]
+    gpu: str | None = None
+    driver: str | None = None
 
     def __post_init__(self) -> None:
+        require("product", self.product, self.product in PRODUCTS, " or ".join(PRODUCTS))
         version = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){2,3}", self.release)
-        require("release", self.release, version is not None, "a version of TensorRT for RTX, such as 1.7.1.116")
+        require("release", self.release, version is not None, f"a version of {self._product.title}, such as 1.7.1.116")
         known = all(re.fullmatch(r"(0|[1-9][0-9]?)\.[0-9]", capability) for capability in self.capabilities)
         numbers = [_number(capability) for capability in self.capabilities] if known else []
         holds = 1 <= len(numbers) <= _MOST_CAPABILITIES and numbers == sorted(set(numbers))
         require("capabilities", self.capabilities, holds, "compute capabilities such as 8.6, each once, ascending")
+        if self._product.is_bound_to_gpu:
+            require("capabilities", self.capabilities, len(numbers) == 1, "the one of the GPU")
+            require_text("gpu", self.gpu, _LONGEST)
+            _check_driver(self.driver)
+        else:
+            require("gpu", self.gpu, self.gpu is None, f"null: engines of {self._product.title} are bound to none")
+            require("driver", self.driver, self.driver is None, "null, as gpu is")
+
+    @classmethod
+    def built_on(cls, device: EngineDevice, graphs: dict[str, EngineSpec]) -> EngineSet:
+        """TensorRT's engines, which run where they were built."""
+        capabilities = (device.compute_capability,)
+        return cls("tensorrt", device.release, capabilities, graphs, device.gpu, device.driver)
+
+    @property
+    def place(self) -> tuple[str, str | None, tuple[str, ...]]:
+        """What they are for, whatever the release: a bundle has one set of it, and a build replaces that."""
+        return self.product, self.gpu, self.capabilities
+
+    @property
+    def _product(self) -> EngineProduct:
+        return PRODUCTS[self.product]
+
+    def misfit(self, here: EngineDevice) -> str | None:
+        """Why they do not run ``here``: the release, the GPU or its driver; None where they do."""
+        if self.release != here.release:
+            what, ours, theirs = self._product.title, here.release, self.release
+        elif self.gpu is not None and (self.gpu, self.capabilities) != (here.gpu, (here.compute_capability,)):
+            what, ours, theirs = (
+                "the GPU",
+                _gpu(here.gpu, here.compute_capability),
+                _gpu(self.gpu, self.capabilities[0]),
+            )
+        elif here.compute_capability not in self.capabilities:
+            what, ours = "the GPU's compute capability", here.compute_capability
+            theirs = " or ".join(self.capabilities)
+        elif self.driver is not None and _number(here.driver) < _number(self.driver):
+            what, ours, theirs = "the driver's CUDA version", here.driver, f"{self.driver} or newer"
+        else:
+            return None
+        return f"{what} is {ours}, they need {theirs}"
 
 
-def check_device(engines: EngineSet, here: EngineDevice) -> None:
-    """Raise PruneVidError where these engines cannot run: another TensorRT or GPU, or a driver older than theirs."""
-    built = engines.device
-    if built.tensorrt != here.tensorrt:
-        what, ours, theirs = "TensorRT", here.tensorrt, built.tensorrt
-    elif (built.gpu, built.compute_capability) != (here.gpu, here.compute_capability):
-        what, ours, theirs = "the GPU", _gpu(here), _gpu(built)
-    elif _number(here.driver) < _number(built.driver):
-        what, ours, theirs = "the driver's CUDA version", here.driver, f"{built.driver} or newer"
-    else:
-        return
-    raise PruneVidError(
-        f"the engines of this bundle do not run here: {what} is {ours}, they need {theirs}: "
-        "build them again on this machine with `prunevid build`"
-    )
+def engines_for(sets: Sequence[EngineSet], product: str, here: EngineDevice) -> EngineSet:
+    """The first set of a product that runs here.
 
+    Args:
+        sets: Of which one at least is the product's.
+        product: One of PRODUCTS.
+        here: The GPU, and the product's release.
 
-def check_rtx_device(engines: RtxEngineSet, release: str, capability: str) -> None:
-    """Raise PruneVidError where these engines cannot run: another release, or a GPU that they were not built for.
-
-    release: TensorRT for RTX's full version here. capability: the GPU's compute capability ("8.9").
+    Raises:
+        PruneVidError: None of them runs here.
     """
-    if engines.release != release:
-        what, ours, theirs = "TensorRT-RTX", release, engines.release
-    elif capability not in engines.capabilities:
-        what, ours, theirs = "the GPU's compute capability", capability, " or ".join(engines.capabilities)
-    else:
-        return
+    spec, found = PRODUCTS[product], [engines for engines in sets if engines.product == product]
+    misfits = []
+    for engines in found:
+        misfit = engines.misfit(here)
+        if misfit is None:
+            return engines
+        misfits.append(misfit)
+    title = f"{spec.title} " if not spec.is_bound_to_gpu else ""
+    where = f" {spec.where}" if spec.is_bound_to_gpu else ""
+    if len(misfits) > 1:
+        title = f"{len(misfits)} sets of {title}"
     raise PruneVidError(
-        f"the TensorRT-RTX engines of this bundle do not run here: {what} is {ours}, they need {theirs}: "
-        "build them again with `prunevid build --device rtx`"
+        f"the {title}engines of this bundle do not run here: {'; '.join(misfits)}: "
+        f"build them again{where} with `{spec.build}`"
     )
 
 
-def _gpu(device: EngineDevice) -> str:
-    return f"{device.gpu} (sm_{device.compute_capability.replace('.', '')})"
+def _gpu(name: str, capability: str) -> str:
+    return f"{name} (sm_{capability.replace('.', '')})"
+
+
+def _check_driver(version: str | None) -> None:
+    if version is None or re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", version) is None:
+        raise InvalidValueError(f"driver is {shown(version)}, no CUDA version")
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -3,14 +3,24 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+# Tests that need no exported model and take seconds; `make test` runs all.
+FAST := config config_schema cost device_memory engine_choice engine_profiles engine_rewriting families imports kv_cache needs \
+	preprocess profile_sensors python_choice reference sampling sentences video_sources calibration_schemes
+# ONNX Runtime and torch use two cores by themselves; workers beyond that gain time.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) / 2)
+
+.PHONY: demo test check lint clean
 
 # Export the demo checkpoint, then ask the sample clip three questions, pruned and unpruned.
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
+
+# While you work: lint, types and the fast tests, in less than a minute.
+check: lint
+	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

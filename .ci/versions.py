@@ -59,7 +59,7 @@ CASES = {
 
 
 def run(log: Path, *command: str | Path, cwd: Path = ROOT, held: Path | None = None) -> None:
-    """Run a command with its output appended to ``log``; CalledProcessError where it fails.
+    """Run a command with its output appended to `log`; CalledProcessError where it fails.
 
     pip sees constraints of this project alone: what this machine is configured to prefer is not what users get.
     """

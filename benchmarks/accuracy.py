@@ -152,7 +152,7 @@ def _transformers(pipeline: Pipeline) -> Variant:
 
 
 def measure(videos: int, bundle: str) -> dict[str, Any]:
-    """Answers of every variant on ``videos`` test videos, and what they come to."""
+    """Answers of every variant on `videos` test videos, and what they come to."""
     pipeline = load(bundle, verify=False)
     answering = variants(pipeline)
     right: dict[str, list[np.ndarray]] = {name: [] for name in answering}

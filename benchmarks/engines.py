@@ -3,15 +3,15 @@
     python -m prunevid.cli export --model demo --dialect portable --output bundles/demo
     python -m benchmarks.engines bundles/demo --recipe int8-qdq --output benchmarks/results/engines.json
 
-Builds what ``prunevid build --device rtx`` builds, by the same builder: every graph in a process of its own, for all
+Builds what `prunevid build --device rtx` builds, by the same builder: every graph in a process of its own, for all
 compute capabilities that the bundle's precision allows, without a GPU. An engine is deleted once it is measured, so
-that a large bundle needs room for one. ``--recipe``: measures the bundle quantized by it as well, in a folder beside it
+that a large bundle needs room for one. `--recipe`: measures the bundle quantized by it as well, in a folder beside it
 that is removed again; activations, which some recipes look at, are drawn at random, since no engine's size hangs on a
 value.
 
 Memory is the largest that the building process had resident, with the pages of the weights' file that it mapped.
-``--memory``: how much the builder may allocate; a graph that needs more is said to have stopped there. Where
-``--output`` exists, other rows in it are kept.
+`--memory`: how much the builder may allocate; a graph that needs more is said to have stopped there. Where
+`--output` exists, other rows in it are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """onnxruntime-genai as a peer for the language model: its own builder's decoder on the same random weights.
 
 It prunes nothing and has no vision here: ids of the same number stand for the unpruned prompt. Needs
-``pip install onnxruntime-genai``.
+`pip install onnxruntime-genai`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_checkpoint(bundle: str, folder: str) -> None:
 
 
 class GenAi:
-    """onnxruntime-genai over ``rows`` ids."""
+    """onnxruntime-genai over `rows` ids."""
 
     def __init__(self, model: Path, rows: int, vocabulary: int, threads: int) -> None:
         import onnxruntime_genai as og
@@ -68,7 +68,7 @@ class GenAi:
         return {}
 
     def round(self, steps: int, pruned: bool) -> dict[str, Any]:
-        """Prefill of all ids, then ``steps`` greedy tokens; it knows no pruning."""
+        """Prefill of all ids, then `steps` greedy tokens; it knows no pruning."""
         parameters = self._og.GeneratorParams(self._model)
         parameters.set_search_options(max_length=len(self._ids) + steps + 2, do_sample=False)
         generator = self._og.Generator(self._model, parameters)

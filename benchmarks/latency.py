@@ -39,7 +39,7 @@ from prunevid.calibration.workspace import Workspace
 class Row:
     """A system of the table: its process, whether it prunes or is a decoder alone, and what quantized its bundle.
 
-    The last word of a chain's process names its bundle: a recipe, with ``-kv`` where its KV cache is in int8.
+    The last word of a chain's process names its bundle: a recipe, with `-kv` where its KV cache is in int8.
     """
 
     process: str
@@ -68,7 +68,7 @@ ROWS = {
 class Plan:
     """What to measure: the rows, a bundle, frames, rounds, decode steps a round, threads, a folder for builds.
 
-    quantized: the bundles made from ``bundle``, by the last word of the processes that run them.
+    quantized: the bundles made from `bundle`, by the last word of the processes that run them.
     """
 
     systems: tuple[str, ...]

@@ -3,7 +3,7 @@
     python -m prunevid.cli export --model llava-ov --random-weights --output bundles/llava-ov
     python -m benchmarks.quantize_memory bundles/llava-ov --output benchmarks/results/quantize-memory.json
 
-Where ``--output`` exists, runs of other models, precisions or recipes in it are kept. Activations, which some recipes
+Where `--output` exists, runs of other models, precisions or recipes in it are kept. Activations, which some recipes
 look at, are drawn at random and held as observed ones are; observing itself is not measured here. Each recipe
 runs in a process of its own, whose largest resident memory is stated; it counts the interpreter and its libraries, and
 pages of files that are mapped. What is written is removed again: it takes about half of the bundle's size, beside it.

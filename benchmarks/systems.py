@@ -30,7 +30,7 @@ class System(Protocol):
         ...
 
     def round(self, steps: int, pruned: bool) -> dict[str, Any]:
-        """Prefill and decode ``steps`` tokens: the times of both, and how many tokens there were."""
+        """Prefill and decode `steps` tokens: the times of both, and how many tokens there were."""
         ...
 
 
@@ -52,7 +52,7 @@ def kept_tokens(prune: PruneConfig, group: np.ndarray) -> int:
 
 
 def settings_at(retained: float, prune: PruneConfig, kept: Callable[[PruneConfig], float]) -> PruneConfig:
-    """``prune`` with the static threshold at which the share ``kept(settings)`` is what the paper reports."""
+    """`prune` with the static threshold at which the share `kept(settings)` is what the paper reports."""
     low, high = -1.0, 2.0
     for _ in range(24):
         middle = (low + high) / 2
@@ -104,7 +104,7 @@ class Chain:
         }
 
     def _kept(self, prune: PruneConfig) -> float:
-        """The share of visual tokens that ``prune`` keeps of this video."""
+        """The share of visual tokens that `prune` keeps of this video."""
         merged = self.pipeline.chain.merge(self.features.features, prune)
         return kept_tokens(prune, merged.group) / merged.patch_to_token.size
 

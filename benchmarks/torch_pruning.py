@@ -83,7 +83,7 @@ def run_layers(language: Any, cache: DynamicCache, hidden: Tensor, positions: Te
 
 
 def question_scores(language: Any, hidden: Tensor, positions: Tensor, number: int, question: int) -> Tensor:
-    """The largest attention probability, float32, that a layer's heads and the last ``question`` rows give each row."""
+    """The largest attention probability, float32, that a layer's heads and the last `question` rows give each row."""
     layer = language.layers[number]
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     query, key = (
@@ -129,7 +129,7 @@ class PrunedDecoder:
         return self._token(hidden), len(kept)
 
     def decode(self, token: int) -> int:
-        """The token behind ``token``."""
+        """The token behind `token`."""
         hidden = self._language.embed_tokens(torch.tensor([[token]]))
         hidden = self._layers(hidden, torch.tensor([self._position]), range(len(self._language.layers)))
         self._position += 1

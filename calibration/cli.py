@@ -1,4 +1,4 @@
-"""``prunevid calibrate``: the command line of quantization, and of the search for pruning settings."""
+"""`prunevid calibrate`: the command line of quantization, and of the search for pruning settings."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 
 def _grid(searched: list[str]) -> Grid:
-    """The values to try, of ``SETTING=X,Y,...``."""
+    """The values to try, of `SETTING=X,Y,...`."""
     from prunevid.calibration.tuning.search import Grid
 
     known = [name for name, setting in SETTINGS.items() if isinstance(setting.search, tuple)]

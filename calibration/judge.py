@@ -27,7 +27,7 @@ class Judgement:
 
     questions: how many were asked; agreement: share of them with the same greedy answer; divergence and
     largest_divergence: KL(original || quantized) of the first token's distribution in nats, mean and largest;
-    accuracy_before and accuracy_after: share of right answers among the ``answered`` questions whose answer is known,
+    accuracy_before and accuracy_after: share of right answers among the `answered` questions whose answer is known,
     None without any.
     """
 
@@ -48,7 +48,7 @@ def ask_all(
     step: str,
     advance: Callable[[], None],
 ) -> list[Replies]:
-    """Replies about every video; those of a video are kept in the workspace under ``step`` and not asked for again."""
+    """Replies about every video; those of a video are kept in the workspace under `step` and not asked for again."""
     found = []
     for index, video in enumerate(videos):
         name = f"{step}-{index}"
@@ -62,7 +62,7 @@ def ask_all(
 
 
 def ask(pipeline: Pipeline, video: AskedVideo, sampling: SamplingConfig) -> Replies:
-    """Greedy replies to the questions about one video. Raises PruneVidError as ``Pipeline.open`` does."""
+    """Greedy replies to the questions about one video. Raises PruneVidError as `Pipeline.open` does."""
     session = pipeline.open(video.path)
     texts, logits = [], []
     for question in video.questions:

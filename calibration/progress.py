@@ -12,7 +12,7 @@ class Progress(Protocol):
     """What a long run reports to."""
 
     def step(self, what: str, total: float) -> None:
-        """A step of ``total`` units begins."""
+        """A step of `total` units begins."""
         ...
 
     def advance(self, units: float = 1) -> None:
@@ -28,27 +28,27 @@ class Silent:
     """Reports nothing."""
 
     def step(self, what: str, total: float) -> None:
-        """See :class:`Progress`."""
+        """A step of `total` units begins."""
 
     def advance(self, units: float = 1) -> None:
-        """See :class:`Progress`."""
+        """So many more units of the step are done."""
 
     def tell(self, line: str) -> None:
-        """See :class:`Progress`."""
+        """Say something that is to stay."""
 
 
 class PlainLines:
     """A line on stderr for every step that begins."""
 
     def step(self, what: str, total: float) -> None:
-        """See :class:`Progress`."""
+        """A step of `total` units begins."""
         self.tell(what)
 
     def advance(self, units: float = 1) -> None:
-        """See :class:`Progress`."""
+        """So many more units of the step are done."""
 
     def tell(self, line: str) -> None:
-        """See :class:`Progress`."""
+        """Say something that is to stay."""
         print(line, file=sys.stderr, flush=True)
 
 

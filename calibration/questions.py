@@ -51,7 +51,7 @@ class Split:
 
 
 def read_questions(file: Path) -> list[AskedVideo]:
-    """Read JSON lines ``{"video": path, "question": text, "answer": text}``; the answer may be missing.
+    """Read JSON lines `{"video": path, "question": text, "answer": text}`; the answer may be missing.
 
     Paths are relative to the file. Raises PruneVidError, naming the line, where one is no such object, and where the
     file cannot be read or has no line.
@@ -84,7 +84,7 @@ def find_videos(folder: Path) -> list[AskedVideo]:
 def leave_out_unreadable(
     videos: Sequence[AskedVideo], read: Callable[[Path], object], tell: Callable[[str], None]
 ) -> list[AskedVideo]:
-    """The videos that ``read`` does not raise PruneVidError for; ``tell`` is given a line about each other one.
+    """The videos that `read` does not raise PruneVidError for; `tell` is given a line about each other one.
 
     Raises PruneVidError where more than a tenth cannot be read, or too few are left.
     """

@@ -27,7 +27,7 @@ class Workspace:
     """
 
     def __init__(self, output: Path, work: str) -> None:
-        """``output``: what will be made, the folder lies beside it; ``work``: a digest of all that results depend on.
+        """`output`: what will be made, the folder lies beside it; `work`: a digest of all that results depend on.
 
         Raises PruneVidError where the folder cannot be written.
         """
@@ -97,7 +97,7 @@ class Workspace:
 
 @contextmanager
 def only_here(output: Path) -> Iterator[None]:
-    """While the block runs, no other process works in the workspace of ``output``.
+    """While the block runs, no other process works in the workspace of `output`.
 
     Raises PruneVidError where one does, naming it, and where the workspace cannot be written.
     """

@@ -1,4 +1,4 @@
-"""``make demo``: export the demo checkpoint, then what ``prunevid demo`` does with the bundle that ships."""
+"""`make demo`: export the demo checkpoint, then what `prunevid demo` does with the bundle that ships."""
 
 from __future__ import annotations
 

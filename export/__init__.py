@@ -1,4 +1,4 @@
-"""From checkpoints to bundles of ONNX graphs: needs the ``export`` extra (torch, transformers, onnx)."""
+"""From checkpoints to bundles of ONNX graphs: needs the `export` extra (torch, transformers, onnx)."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -18,7 +18,7 @@ _PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
 
 
 def shipped_config(model: KnownModel) -> dict[str, Any]:
-    """The model's ``config.json``, which ships with the package."""
+    """The model's `config.json`, which ships with the package."""
     path = checkpoint_of_demo() / "config.json" if model.hub_id is None else _MODELS / f"{model.name}.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config

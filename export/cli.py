@@ -1,4 +1,4 @@
-"""``prunevid export``: the command line of the exporter."""
+"""`prunevid export`: the command line of the exporter."""
 
 from __future__ import annotations
 

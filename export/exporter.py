@@ -94,8 +94,8 @@ def export(
     """Export a video language model as a bundle of ONNX graphs.
 
     model: a name of `prunevid.models.KNOWN`. checkpoint: folder or hub repository, by
-    default the model's own; ``random_weights`` needs none, and gives the real architecture for measuring latency.
-    dialect: ``ort`` or ``portable``; precision: ``fp32`` or ``fp16``. frames: how many a run shows by default (the
+    default the model's own; `random_weights` needs none, and gives the real architecture for measuring latency.
+    dialect: `ort` or `portable`; precision: `fp32` or `fp16`. frames: how many a run shows by default (the
     graphs take any number). prune: the settings, or a function from the number of layers to them; by default the
     paper's, with prune_layer scaled to the model's depth.
     output: the bundle's folder, which appears when it is whole. Raises PruneVidError for anything a caller can mend.

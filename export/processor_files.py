@@ -1,6 +1,6 @@
 """The pixel side of a checkpoint: what its processor files ask for, of which every key is obeyed or refused by name.
 
-Which file wins, and what a missing key means, is as transformers has it; a family's ``ProcessorFormat`` says it.
+Which file wins, and what a missing key means, is as transformers has it; a family's `ProcessorFormat` says it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _check_class(known: dict[str, Any], processor: ProcessorFormat, where: str) 
 def _crops(known: dict[str, Any], processor: ProcessorFormat, size: int, where: str) -> bool:
     """Whether frames keep their aspect ratio and are cropped.
 
-    Raises PruneVidError for what makes no square of ``size`` of a frame, or in another way.
+    Raises PruneVidError for what makes no square of `size` of a frame, or in another way.
     """
     sides = known.get("size", processor.size)
     if is_number(sides):

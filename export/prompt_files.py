@@ -1,7 +1,7 @@
 """The text side of a checkpoint: tokenizer, chat template, special tokens, and which tokens end an answer.
 
 All of it is tried before anything is written: a prompt is rendered and encoded once, so that a bundle that was
-exported can be asked. Which file wins is transformers' order (``ProcessorMixin`` and ``PreTrainedTokenizerBase``).
+exported can be asked. Which file wins is transformers' order (`ProcessorMixin` and `PreTrainedTokenizerBase`).
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ _INLINE = 1024
 
 
 def write_graph(model: ir.Model, folder: Path, advance: Advance) -> GraphSpec:
-    """Write ``NAME.onnx`` and, if it has weights, ``NAME.onnx.data`` into ``folder``; returns what the manifest says.
+    """Write `NAME.onnx` and, if it has weights, `NAME.onnx.data` into `folder`; returns what the manifest says.
 
-    Tensors that already lie in a file of the bundle (:class:`onnx_ir.ExternalTensor`) stay there.
+    Tensors that already lie in a file of the bundle (`onnx_ir.ExternalTensor`) stay there.
     """
     name = f"{model.graph.name}.onnx"
     data = folder / f"{name}.data"
@@ -62,7 +62,7 @@ def write_embeddings(tensors: list[StreamedTensor], file: Path, advance: Advance
 
 
 def table_rows(file: Path, rows: int, columns: int, dtype: ir.DataType, name: str) -> ir.ExternalTensor:
-    """The first ``rows`` of a table written by :func:`write_embeddings`, as a weight [rows, columns] of a graph."""
+    """The first `rows` of a table written by `write_embeddings`, as a weight [rows, columns] of a graph."""
     size = rows * columns * np.dtype(dtype.numpy()).itemsize
     return ir.ExternalTensor(
         file.name, 0, size, dtype, shape=ir.Shape([rows, columns]), name=name, base_dir=file.parent
@@ -70,7 +70,7 @@ def table_rows(file: Path, rows: int, columns: int, dtype: ir.DataType, name: st
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes that :func:`write_graph` will write for the model's weights."""
+    """Bytes that `write_graph` will write for the model's weights."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, StreamedTensor))
 

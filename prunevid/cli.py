@@ -1,4 +1,4 @@
-"""The command line: ``prunevid COMMAND ...``, and every command by its own name (``prunevid-export``).
+"""The command line: `prunevid COMMAND ...`, and every command by its own name (`prunevid-export`).
 
 A command's module is imported when that command is run, so that help answers at once and the runtime's commands
 need neither torch nor transformers. Also the rest is imported late: Ctrl-C is dealt with from the first moment.
@@ -30,7 +30,7 @@ _EXTRAS = {"export": "export", "build": "tensorrt", "calibrate": "calibrate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``prunevid``; returns the exit status."""
+    """Entry point of `prunevid`; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         return _run(arguments[0], f"prunevid {arguments[0]}", arguments[1:], last=argv is None)
@@ -57,47 +57,47 @@ def _without_command(arguments: Sequence[str]) -> int:
 
 
 def main_demo() -> int:
-    """Entry point of ``prunevid-demo``."""
+    """Entry point of `prunevid-demo`."""
     return _run("demo", "prunevid-demo", sys.argv[1:])
 
 
 def main_export() -> int:
-    """Entry point of ``prunevid-export``."""
+    """Entry point of `prunevid-export`."""
     return _run("export", "prunevid-export", sys.argv[1:])
 
 
 def main_build() -> int:
-    """Entry point of ``prunevid-build``."""
+    """Entry point of `prunevid-build`."""
     return _run("build", "prunevid-build", sys.argv[1:])
 
 
 def main_run() -> int:
-    """Entry point of ``prunevid-run``."""
+    """Entry point of `prunevid-run`."""
     return _run("run", "prunevid-run", sys.argv[1:])
 
 
 def main_profile() -> int:
-    """Entry point of ``prunevid-profile``."""
+    """Entry point of `prunevid-profile`."""
     return _run("profile", "prunevid-profile", sys.argv[1:])
 
 
 def main_show() -> int:
-    """Entry point of ``prunevid-show``."""
+    """Entry point of `prunevid-show`."""
     return _run("show", "prunevid-show", sys.argv[1:])
 
 
 def main_fit() -> int:
-    """Entry point of ``prunevid-fit``."""
+    """Entry point of `prunevid-fit`."""
     return _run("fit", "prunevid-fit", sys.argv[1:])
 
 
 def main_calibrate() -> int:
-    """Entry point of ``prunevid-calibrate``."""
+    """Entry point of `prunevid-calibrate`."""
     return _run("calibrate", "prunevid-calibrate", sys.argv[1:])
 
 
 def main_migrate() -> int:
-    """Entry point of ``prunevid-migrate``."""
+    """Entry point of `prunevid-migrate`."""
     return _run("migrate", "prunevid-migrate", sys.argv[1:])
 
 

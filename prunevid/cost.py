@@ -3,7 +3,7 @@
 Counted is the arithmetic that is really needed: two FLOPs per multiply-accumulate of every matrix product, with
 grouped-query attention, a causal mask, the vision tower, and one row of logits. Elementwise work (norms,
 activations, softmax, RoPE, means) is left out: it costs memory traffic, not arithmetic. The literature counts
-otherwise: :mod:`prunevid.published`.
+otherwise: `prunevid.published`.
 """
 
 from __future__ import annotations

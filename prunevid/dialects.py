@@ -1,8 +1,8 @@
 """The dialects that graphs are written in: what each can do, as data.
 
 Whoever wants to know whether a bundle can be built, quantized or run somewhere asks for the ability, never for the
-dialect's name: a dialect is an entry here, its operators in ``prunevid/bundle/operators.py``, and its spelling in
-``export/graphs/``.
+dialect's name: a dialect is an entry here, its operators in `prunevid/bundle/operators.py`, and its spelling in
+`export/graphs/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class DialectSpec:
 
     Attributes:
         name: What the command line and the manifest call it.
-        cache_layout: How their KV cache lies in memory (``KvCacheSpec.layout``).
+        cache_layout: How their KV cache lies in memory (`KvCacheSpec.layout`).
         has_int8_cache: Whether their attention takes keys and values in int8.
         has_fused_attention: Whether their attention is one operator of ONNX Runtime's own, GroupQueryAttention.
         has_fused_quantization: Whether quantized layers are operators of ONNX Runtime's own, which only its CPU

@@ -24,7 +24,7 @@ _BLOCK = 1 << 24
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn every OSError of what reads ``path`` into a PruneVidError that says which file could not be read and why."""
+    """Turn every OSError of what reads `path` into a PruneVidError that says which file could not be read and why."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_blocks(path: Path, start: int = 0, size: int | None = None) -> Iterator[bytes]:
-    """A file's ``size`` bytes from ``start`` on, by default all, piece by piece.
+    """A file's `size` bytes from `start` on, by default all, piece by piece.
 
     Raises PruneVidError where it cannot be read or ends before that.
     """
@@ -51,7 +51,7 @@ def read_blocks(path: Path, start: int = 0, size: int | None = None) -> Iterator
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content. Raises PruneVidError where ``source`` cannot be read, OSError where ``target`` fails."""
+    """Copy a file's content. Raises PruneVidError where `source` cannot be read, OSError where `target` fails."""
     with target.open("wb") as output:
         for block in read_blocks(source):
             output.write(block)
@@ -60,7 +60,7 @@ def copy_file(source: Path, target: Path) -> None:
 def check_output(
     path: Path, what: str = "", *, inputs: Iterable[tuple[str, str | os.PathLike[str] | None]] = ()
 ) -> None:
-    """Raise PruneVidError unless a file can be written to ``path`` without harm to what is read.
+    """Raise PruneVidError unless a file can be written to `path` without harm to what is read.
 
     what: it is, with a space behind it. inputs: what is read, each by a name such as "the video" and its path (None:
     there is none); the output may not replace one of them, nor lie within a folder of them.
@@ -126,7 +126,7 @@ def _followed(path: Path) -> Path:
 
 
 def write_output(output: str, text: str) -> None:
-    """Write text to a file in UTF-8, whole or not at all, or to standard output where ``output`` is STDOUT.
+    """Write text to a file in UTF-8, whole or not at all, or to standard output where `output` is STDOUT.
 
     What cannot be encoded is written as the escapes of JSON, so that it stays JSON, or of HTML where it is a page.
     """
@@ -140,7 +140,7 @@ def write_output(output: str, text: str) -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""An error handler of codecs: ``\uXXXX``, two of them for what is beyond U+FFFF."""
+    r"""An error handler of codecs: `\uXXXX`, two of them for what is beyond U+FFFF."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

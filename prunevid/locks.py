@@ -24,7 +24,7 @@ _LONGEST = 4096
 
 @contextmanager
 def only_one(file: Path, work: str) -> Iterator[None]:
-    """Hold the lock ``file`` while the block runs, and remove it behind it; its folder is made where it is missing.
+    """Hold the lock `file` while the block runs, and remove it behind it; its folder is made where it is missing.
 
     work: what is done, as in "calibrating x". The system gives the lock up when a process ends, however that
     happens: the file of a dead process holds nobody up. Raises PruneVidError where another process holds it, naming

@@ -1,6 +1,6 @@
 """The catalog: the models that are known by name, with what must be known of them without a checkpoint.
 
-``prunevid export --model`` and ``prunevid fit --model`` read it. The exporter reads shapes from a checkpoint's config;
+`prunevid export --model` and `prunevid fit --model` read it. The exporter reads shapes from a checkpoint's config;
 here they are as data, so that a runtime without transformers has them, too. A test compares the two.
 """
 

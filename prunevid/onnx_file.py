@@ -51,7 +51,7 @@ class OnnxFunction:
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """Where an initializer lies: ``length`` bytes from ``offset`` on in the file ``location``."""
+    """Where an initializer lies: `length` bytes from `offset` on in the file `location`."""
 
     name: str
     location: str

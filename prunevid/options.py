@@ -14,7 +14,7 @@ _READERS: dict[type, Callable[[str], Any]] = {int: whole, float: number, str: st
 
 
 def add_prune_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add one option for every setting; ``default`` says what applies where none is given."""
+    """Add one option for every setting; `default` says what applies where none is given."""
     group = parser.add_argument_group("pruning", f"Settings of the method; by default {default}.")
     for name, setting in SETTINGS.items():
         choices = setting.choices and tuple(setting.choices)
@@ -37,6 +37,6 @@ def reader_of(name: str) -> Callable[[str], Any]:
 
 
 def prune_settings(args: argparse.Namespace, base: PruneConfig) -> PruneConfig:
-    """``base`` with the pruning options that were given. Raises PruneVidError where one is out of range."""
+    """`base` with the pruning options that were given. Raises PruneVidError where one is out of range."""
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     return dataclasses.replace(base, **given)

@@ -33,7 +33,7 @@ class ProtobufError(ValueError):
 class Field:
     """A field of a message: its name, what it holds, and whether it repeats.
 
-    kind: ``int`` (signed, 64 bits), ``float`` (32 bits), ``text`` (UTF-8), ``bytes``, ``skip`` (a message or text
+    kind: `int` (signed, 64 bits), `float` (32 bits), `text` (UTF-8), `bytes`, `skip` (a message or text
     that is not looked into), or the name of a message of the schema.
     """
 
@@ -49,7 +49,7 @@ _WIRE_TYPES = {"int": _VARINT, "float": _FIXED32}
 
 
 def read_message(data: bytes, schema: Schema, name: str) -> Message:
-    """Read ``data`` as the message called ``name``. Raises ProtobufError where it is no such message, or a huge one."""
+    """Read `data` as the message called `name`. Raises ProtobufError where it is no such message, or a huge one."""
     return _Reader(data, schema).message(name, 0, len(data), 0)
 
 

@@ -1,7 +1,7 @@
 """What papers say that pruning saves, beside what their own way of counting makes of it.
 
 The convention of the pruning literature (FastV, arXiv 2403.06764; PruneVid, arXiv 2412.16117): visual tokens only,
-decoder layers only. ``python -m prunevid.published`` prints the comparison.
+decoder layers only. `python -m prunevid.published` prints the comparison.
 """
 
 from __future__ import annotations

@@ -60,28 +60,28 @@ def shown(value: object) -> str:
 
 
 def require(name: str, value: object, holds: bool, wanted: str) -> None:
-    """Raise InvalidValueError unless ``holds``: the setting ``name`` must be ``wanted``, and is ``value``."""
+    """Raise InvalidValueError unless `holds`: the setting `name` must be `wanted`, and is `value`."""
     if not holds:
         raise InvalidValueError(f"{name} must be {wanted}, not {shown(value)}.")
 
 
 def require_integer(name: str, value: Any, least: int, most: int = LARGEST) -> None:
-    """Raise InvalidValueError unless a value is an integer from ``least`` to ``most``."""
+    """Raise InvalidValueError unless a value is an integer from `least` to `most`."""
     require(name, value, is_integer(value) and least <= value <= most, f"an integer from {least} to {most}")
 
 
 def require_number(name: str, value: Any, least: float, most: float) -> None:
-    """Raise InvalidValueError unless a value is a number from ``least`` to ``most``."""
+    """Raise InvalidValueError unless a value is a number from `least` to `most`."""
     require(name, value, is_number(value) and least <= value <= most, f"a number from {least:g} to {most:g}")
 
 
 def require_text(name: str, value: Any, longest: int) -> None:
-    """Raise InvalidValueError unless a value is a text of 1 to ``longest`` characters."""
+    """Raise InvalidValueError unless a value is a text of 1 to `longest` characters."""
     require(name, value, isinstance(value, str) and 1 <= len(value) <= longest, f"a text of 1 to {longest} characters")
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For ``json.loads``: an object whose keys are all different. Raises ValueError for one that is there twice."""
+    """For `json.loads`: an object whose keys are all different. Raises ValueError for one that is there twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

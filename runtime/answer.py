@@ -17,7 +17,7 @@ class Answer:
 
     token_counts: visual tokens before and after each stage, and text tokens. kv_bytes: of the KV cache that the
     first decode step reads; kv_bytes_unpruned: what it would read with nothing pruned. skipped_frames:
-    unreadable frames of the file. finish_reason: ``stop`` at an end token or stop string, else ``length``.
+    unreadable frames of the file. finish_reason: `stop` at an end token or stop string, else `length`.
     """
 
     text: str

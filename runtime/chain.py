@@ -2,7 +2,7 @@
 
 Every method runs one stage and keeps no state: what goes from stage to stage are arrays and KV caches, which stay where
 the graphs run; only what is small and decides about more comes to the host. The order of the stages, and what is reused
-between questions, is :mod:`prunevid.runtime.session`'s business.
+between questions, is `prunevid.runtime.session`'s business.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Chain:
         self.post_layers = range(self.manifest.prune.prune_layer + 1, self._shape.layers)
 
     def new_cache(self, layers: Sequence[int], capacity: int) -> KvCache:
-        """An empty KV cache of ``layers`` with room for ``capacity`` rows."""
+        """An empty KV cache of `layers` with room for `capacity` rows."""
         return KvCache(self._backend, self.manifest.cache, layers, self._shape, capacity)
 
     def new_hidden(self, rows: int) -> RowBuffer:
-        """Room for the hidden states of ``rows`` rows, [1, rows, C]."""
+        """Room for the hidden states of `rows` rows, [1, rows, C]."""
         return RowBuffer(self.memory, 1, rows, self._shape.hidden_size, self.dtype)
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ class Chain:
         return arrange(video, prompt, self.manifest.token_layout)
 
     def positions(self, start: int, rows: int) -> np.ndarray:
-        """Positions of ``rows`` rows of text from ``start`` on, int64 [axes, rows]."""
+        """Positions of `rows` rows of text from `start` on, int64 [axes, rows]."""
         return positions(start, rows, self.manifest.token_layout.position_axes)
 
     def embed_prefix(self, prefix: Prefix) -> Array:
@@ -111,21 +111,21 @@ class Chain:
         return embeds
 
     def new_features(self, frames: int) -> Array:
-        """Room for the features of ``frames`` frames, [T, N, C]."""
+        """Room for the features of `frames` frames, [T, N, C]."""
         shape = (frames, self.manifest.token_layout.tokens_per_frame, self._shape.hidden_size)
         return self.memory.empty(shape, self.dtype)
 
     def encode(self, pixel_values: np.ndarray, *, into: Array | None = None) -> Array:
         """Features [T, N, C] of pixel values float32 [T, 3, size, size]: tower, projector and pooling.
 
-        Written into ``into`` where that is given. The graph merges each batch of frames on the way, which is dropped: a
+        Written into `into` where that is given. The graph merges each batch of frames on the way, which is dropped: a
         merge over few frames costs next to nothing beside their encoding (docs/benchmarks.md has the figure).
         """
         pixel_values = _checked(self._pixels, pixel_values)
         return self._encode(pixel_values, self.new_features(len(pixel_values)) if into is None else into)
 
     def _encode(self, pixel_values: np.ndarray, features: Array) -> Array:
-        """Features of any number of frames, none included, written into ``features``."""
+        """Features of any number of frames, none included, written into `features`."""
         at_once = self.manifest.blocks.frames
         for start in range(0, len(pixel_values), at_once):
             stop = min(start + at_once, len(pixel_values))
@@ -142,7 +142,7 @@ class Chain:
     def encode_and_merge(self, pixel_values: np.ndarray, prune: PruneConfig) -> VideoTokens:
         """The visual tokens of pixel values float32 [T, 3, size, size]: the last batch of frames merges on its way.
 
-        The same tokens as of :meth:`encode` and :meth:`merge`, in one run less.
+        The same tokens as of `encode` and `merge`, in one run less.
         """
         pixel_values = _checked(self._pixels, pixel_values)
         at_once = self.manifest.blocks.frames
@@ -204,10 +204,10 @@ class Chain:
         hidden: Array | None = None,
         scored: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Layers 0 to M over ``embeds`` [S, C] at ``position_ids`` int64 [axes, S], behind what the cache holds.
+        """Layers 0 to M over `embeds` [S, C] at `position_ids` int64 [axes, S], behind what the cache holds.
 
-        Returns hidden [1, S, C], written into ``hidden`` where that is given, and, if these rows are the question
-        (``scored``), its scores, float32 of every row so far; else None.
+        Returns hidden [1, S, C], written into `hidden` where that is given, and, if these rows are the question
+        (`scored`), its scores, float32 of every row so far; else None.
         """
         embeds = self._embeds.readable(embeds)
         count, channels = embeds.shape
@@ -241,7 +241,7 @@ class Chain:
         return hidden, scores
 
     def _largest_scores(self, earlier: Array | None, later: Array) -> Array:
-        """Scores of a question whose first blocks gave ``earlier``, of fewer rows."""
+        """Scores of a question whose first blocks gave `earlier`, of fewer rows."""
         if earlier is None:
             return later
         first, both = self.memory.download(earlier), self.memory.download(later)
@@ -249,7 +249,7 @@ class Chain:
         return both
 
     def run_post(self, hidden: Array, cache: KvCache, position_ids: Array) -> np.ndarray:
-        """The layers behind M over hidden [1, S, C] at ``position_ids`` int64 [axes, S], behind what the cache holds.
+        """The layers behind M over hidden [1, S, C] at `position_ids` int64 [axes, S], behind what the cache holds.
 
         Returns the last row's logits, float32 [vocab].
         """
@@ -283,7 +283,7 @@ class Chain:
     ) -> Selection:
         """Keep the best-scored tokens of each group and all text.
 
-        ``position_ids`` int64 [axes, T], ``hidden`` [1, T, C] and ``cache`` are of all rows; the new cache has ``room``
+        `position_ids` int64 [axes, T], `hidden` [1, T, C] and `cache` are of all rows; the new cache has `room`
         rows left for decoding.
         """
         contest = prefix.contest(prune, self.manifest.token_layout.tokens_per_frame)

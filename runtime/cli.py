@@ -1,4 +1,4 @@
-"""``prunevid run``: the command line of the runtime."""
+"""`prunevid run`: the command line of the runtime."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from prunevid.runtime.backends.backend import Backend
 
 
 class RowBuffer:
-    """Rows of several planes, ``array`` [planes, capacity, width], zeros at first; they can be moved to longer ones."""
+    """Rows of several planes, `array` [planes, capacity, width], zeros at first; they can be moved to longer ones."""
 
     def __init__(self, memory: MemorySpace, planes: int, capacity: int, width: int, dtype: np.dtype) -> None:
         self._memory = memory
@@ -25,7 +25,7 @@ class RowBuffer:
         return int(self.array.shape[1])
 
     def reserve(self, rows: int, used: int) -> None:
-        """Make room for ``rows`` rows in all, moving the first ``used`` where the buffer is too short."""
+        """Make room for `rows` rows in all, moving the first `used` where the buffer is too short."""
         if rows <= self.capacity:
             return
         planes, _, width = self.array.shape
@@ -35,13 +35,13 @@ class RowBuffer:
 
 
 class KvCache:
-    """Keys and values of some layers; ``length`` rows are in use.
+    """Keys and values of some layers; `length` rows are in use.
 
     How the rows lie is in the manifest. In place: [1, kv_heads, capacity, head_dim], one buffer given to the graph as
     past and as present. Appended: [1, capacity, kv_heads, head_dim], the rows in use are given as past, and the rows
     behind them as the place for the new ones.
 
-    A backend may want more rows given as past to a decode step than are in use (:meth:`Backend.past_rows`): they are
+    A backend may want more rows given as past to a decode step than are in use (`Backend.past_rows`): they are
     zeros or rows that were rewound, finite either way, and the graph masks them. The new row then has a place aside,
     always the same, and is copied from there.
     """
@@ -80,27 +80,27 @@ class KvCache:
         return self.length * self._row_bytes
 
     def reserve(self, rows: int) -> None:
-        """Make room for ``rows`` rows in all, moving the rows in use where the buffer is too short."""
+        """Make room for `rows` rows in all, moving the rows in use where the buffer is too short."""
         whole = self._whole(rows)
         if whole > self.capacity:
             self._rows.reserve(whole, self.length)
             self._arrays = self._by_name(self._rows.array)
 
     def rewind(self, length: int) -> None:
-        """Forget all rows behind the first ``length``."""
+        """Forget all rows behind the first `length`."""
         if length > self.length:
             raise ValueError(f"cannot rewind a cache of {self.length} rows to {length}")
         self.length = length
 
     def copy_rows(self, start: int) -> Array:
-        """A copy [planes, rows, width] of the rows in use from ``start`` on, for :meth:`put_rows`."""
+        """A copy [planes, rows, width] of the rows in use from `start` on, for `put_rows`."""
         rows = self._rows.array[:, start : self.length]
         copied = self._backend.memory.empty(rows.shape, rows.dtype)
         self._backend.memory.copy(rows, copied)
         return copied
 
     def put_rows(self, start: int, rows: Array) -> None:
-        """Make ``rows`` the last ones in use, from ``start`` on, where they were copied from."""
+        """Make `rows` the last ones in use, from `start` on, where they were copied from."""
         self.length = start + int(rows.shape[1])
         self._backend.memory.copy(rows, self._rows.array[:, start : self.length])
 
@@ -113,7 +113,7 @@ class KvCache:
         return {f"past_{name}": self._slice(array, 0, given) for name, array in self._arrays.items()}
 
     def present(self, rows: int, *, decoding: bool = False) -> dict[str, Array]:
-        """Graph outputs: where ``rows`` new rows go. Call :meth:`advance` when that is done."""
+        """Graph outputs: where `rows` new rows go. Call `advance` when that is done."""
         if self.length + rows > self.capacity:
             raise ValueError(f"{rows} rows do not fit behind {self.length} of {self.capacity}")
         self._is_aside = self._given(decoding) > self.length
@@ -123,13 +123,13 @@ class KvCache:
         return {f"present_{name}": self._slice(array, start, stop) for name, array in self._arrays.items()}
 
     def advance(self, rows: int) -> None:
-        """Count ``rows`` more rows as in use."""
+        """Count `rows` more rows as in use."""
         if self._is_aside:
             self._backend.memory.copy(self._aside, self._rows.array[:, self.length : self.length + rows])
         self.length += rows
 
     def _whole(self, rows: int) -> int:
-        """Rows to have room for, so that ``rows`` can be in use and be given as past."""
+        """Rows to have room for, so that `rows` can be in use and be given as past."""
         return rows if self._in_place else max(rows, self._backend.past_rows(rows))
 
     def _given(self, decoding: bool) -> int:

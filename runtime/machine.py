@@ -61,7 +61,7 @@ def has_exact_int8(root: Path = Path("/")) -> bool:
 
 
 def peak_rss() -> int:
-    """Largest resident memory of this process so far, or since :func:`reset_peak_rss`, in bytes."""
+    """Largest resident memory of this process so far, or since `reset_peak_rss`, in bytes."""
     # getrusage() would also count what the parent process had at the time of the fork.
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
@@ -71,7 +71,7 @@ def peak_rss() -> int:
 
 
 def reset_peak_rss() -> bool:
-    """Let :func:`peak_rss` begin anew from what is resident now; false where the system cannot."""
+    """Let `peak_rss` begin anew from what is resident now; false where the system cannot."""
     try:
         # Documentation/filesystems/proc.rst: 5 resets the high-water mark, and nothing else.
         Path("/proc/self/clear_refs").write_text("5")

@@ -43,8 +43,8 @@ def load(
 ) -> Pipeline:
     """Load a bundle's graphs.
 
-    backend: ``auto`` (see :func:`prunevid.runtime.backends.backend.choose_backend`), ``ort-cpu``, ``ort-cuda``,
-    ``ort-tensorrt``, ``tensorrt`` or ``tensorrt-rtx``. threads: CPU threads, by default one per core. verify: also hash
+    backend: `auto` (see `prunevid.runtime.backends.backend.choose_backend`), `ort-cpu`, `ort-cuda`,
+    `ort-tensorrt`, `tensorrt` or `tensorrt-rtx`. threads: CPU threads, by default one per core. verify: also hash
     every file of the bundle. One that is replaced meanwhile is loaded again. Raises PruneVidError where the bundle is
     damaged or the backend cannot run it.
     """
@@ -79,7 +79,7 @@ class Pipeline:
     """A loaded bundle: video in, text out."""
 
     def __init__(self, bundle: Bundle, chain: Chain, prompt: ChatPrompt | None = None) -> None:
-        """``prompt``: the bundle's, where it is at hand."""
+        """`prompt`: the bundle's, where it is at hand."""
         self.bundle = bundle
         self.chain = chain
         self.preprocessing = bundle.manifest.preprocessing
@@ -187,8 +187,8 @@ class Pipeline:
     ) -> Answer:
         """Answer one question about a video.
 
-        sampling: fields of :class:`prunevid.runtime.SamplingConfig`, such as max_new_tokens. For several questions
-        about one video, :meth:`open` it. Raises PruneVidError as :meth:`open` and ``VideoSession.ask`` do.
+        sampling: fields of `prunevid.runtime.SamplingConfig`, such as max_new_tokens. For several questions
+        about one video, `open` it. Raises PruneVidError as `open` and `VideoSession.ask` do.
         """
         stream = self.stream(video, question, frames=frames, prune=prune, **sampling)
         for _ in stream:
@@ -204,7 +204,7 @@ class Pipeline:
         prune: bool | PruneConfig = True,
         **sampling: Any,
     ) -> AnswerStream:
-        """Like :meth:`ask`, but piece by piece: iterate over the text, then read ``.answer``."""
+        """Like `ask`, but piece by piece: iterate over the text, then read `.answer`."""
         config = SamplingConfig(**sampling)
         # Before the video is read: a question that cannot be asked should not cost its encoding.
         ids = self.prompt.encode(question)
@@ -212,7 +212,7 @@ class Pipeline:
 
 
 def resolve_prune(exported: PruneConfig, prune: bool | PruneConfig) -> PruneConfig | None:
-    """What ``prune`` means for a bundle exported with these settings; None is no pruning.
+    """What `prune` means for a bundle exported with these settings; None is no pruning.
 
     Raises PruneVidError where it has another value for what is fixed at export.
     """

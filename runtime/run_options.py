@@ -9,7 +9,7 @@ from prunevid.runtime.backends.registry import BACKENDS
 
 
 def add_frames_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--frames``; without it, the namespace has no ``frames``."""
+    """Add `--frames`; without it, the namespace has no `frames`."""
     parser.add_argument(
         "--frames",
         type=whole,
@@ -20,13 +20,13 @@ def add_frames_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--backend`` and ``--threads``; without the latter, the namespace has no ``threads``."""
+    """Add `--backend` and `--threads`; without the latter, the namespace has no `threads`."""
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the graphs")
     add_threads_option(parser)
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--threads``; without it, the namespace has no ``threads``."""
+    """Add `--threads`; without it, the namespace has no `threads`."""
     parser.add_argument(
         "--threads",
         type=whole,

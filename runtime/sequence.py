@@ -193,7 +193,7 @@ def arrange(video: VideoTokens, prompt: ChatPrompt, layout: TokenLayout) -> Pref
 
 
 def positions(start: int, rows: int, axes: int = 1) -> np.ndarray:
-    """Positions of ``rows`` rows of text from ``start`` on, int64 [axes, rows], alike on all axes."""
+    """Positions of `rows` rows of text from `start` on, int64 [axes, rows], alike on all axes."""
     return np.tile(np.arange(start, start + rows, dtype=np.int64), (axes, 1))
 
 

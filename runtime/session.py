@@ -113,7 +113,7 @@ class VideoSession:
         opening: Timings | None = None,
         skipped_frames: int = 0,
     ) -> None:
-        """``opening`` holds the timings of the stages already run for this video; the first answer reports them."""
+        """`opening` holds the timings of the stages already run for this video; the first answer reports them."""
         self.video = prefix.video
         self.prune = prune
         self.skipped_frames = skipped_frames
@@ -145,7 +145,7 @@ class VideoSession:
         return stream.answer
 
     def stream(self, question: Question, sampling: SamplingConfig | None = None) -> AnswerStream:
-        """Like :meth:`ask`, but piece by piece: iterate over the text, then read ``.answer``.
+        """Like `ask`, but piece by piece: iterate over the text, then read `.answer`.
 
         The same thread's next question ends an answer that is still being read.
         """
@@ -174,7 +174,7 @@ class VideoSession:
 
         Returns scores float32 [V], each the largest attention probability at layer M over heads and question rows,
         and kept int64 [R], ascending; all of them where nothing is pruned. Ends an answer that this thread is still
-        reading. Raises PruneVidError as :meth:`ask` does.
+        reading. Raises PruneVidError as `ask` does.
         """
         ids = self._encode(question)
         self._check_length(self.prefix_rows + len(ids), "video and question take")
@@ -252,7 +252,7 @@ class VideoSession:
         return self._stream(prefill, sampling, stopwatch, scored._reading)
 
     def _prefill(self, ids: np.ndarray, room: int, stopwatch: Stopwatch) -> Prefilled:
-        """Run a question's rows and everything behind them, leaving ``room`` rows for the answer."""
+        """Run a question's rows and everything behind them, leaving `room` rows for the answer."""
         if self.prune is None:
             with self._lock:
                 return self._prefill_unpruned(ids, room, stopwatch)
@@ -282,7 +282,7 @@ class VideoSession:
     def _select(
         self, question_rows: int, scores: Array, prune: PruneConfig, room: int, stopwatch: Stopwatch
     ) -> Selection:
-        """What is kept by ``scores``, in a cache of its own: the rows that it is chosen from stay as they are."""
+        """What is kept by `scores`, in a cache of its own: the rows that it is chosen from stay as they are."""
         hidden = self._hidden.array[:, : self.prefix_rows + question_rows]
         with stopwatch.stage("select"):
             return self._chain.run_select(
@@ -338,7 +338,7 @@ class VideoSession:
     def _run_rows(
         self, embeds: np.ndarray, room: int, question: _Rows, *, scored: bool = False
     ) -> tuple[Array, Array | None]:
-        """Layers 0 to M over a question's rows [S, C] in a cache with ``room`` rows behind the prefix.
+        """Layers 0 to M over a question's rows [S, C] in a cache with `room` rows behind the prefix.
 
         Returns hidden [1, rows, C] of the prefix and the question, and the question's scores if asked for.
         """

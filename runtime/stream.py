@@ -43,7 +43,7 @@ class Prefilled:
 
 
 class AnswerStream:
-    """An answer as it is decoded: iterate over its pieces of text, then read :attr:`answer`.
+    """An answer as it is decoded: iterate over its pieces of text, then read `answer`.
 
     One thread at a time may read it. An answer that is not read to its end holds up nobody.
     """
@@ -59,7 +59,7 @@ class AnswerStream:
         stopwatch: Stopwatch,
         skipped_frames: int,
     ) -> None:
-        """``prefill`` runs when the first piece is asked for; ``is_current`` turns false when the answer is ended."""
+        """`prefill` runs when the first piece is asked for; `is_current` turns false when the answer is ended."""
         self._chain, self._prompt, self._sampling = chain, prompt, sampling
         self._is_current, self._stopwatch, self._skipped_frames = is_current, stopwatch, skipped_frames
         self._answer: Answer | None = None
@@ -109,7 +109,7 @@ class AnswerStream:
         )
 
     def _step(self, begun: Prefilled, ids: list[int]) -> np.ndarray:
-        """Logits [vocab] of the token behind the last of ``ids``."""
+        """Logits [vocab] of the token behind the last of `ids`."""
         self._check_current()
         with begun.turn(), self._stopwatch.decode_step():
             position = self._chain.positions(begun.position + len(ids) - 1, 1)
@@ -136,7 +136,7 @@ class _TextWriter:
         self._limit = sampling.max_new_tokens
 
     def push(self, ids: list[int]) -> tuple[str, FinishReason | None]:
-        """Take the last of ``ids``; the text that became final, and why the answer ends here if it does."""
+        """Take the last of `ids`; the text that became final, and why the answer ends here if it does."""
         if ids[-1] in self._eos_ids:
             return self._rest(), "stop"
         text, stopped = self._stops.push(self._decoder.push(ids[-1]))

@@ -11,7 +11,7 @@ from prunevid.calibration.questions import AskedVideo, Question
 
 
 def asked_videos(folder: Path, count: int, answer: str | None = None) -> list[AskedVideo]:
-    """So many videos in ``folder``, with one question each that every tokenizer has; ``answer``: what is right."""
+    """So many videos in `folder`, with one question each that every tokenizer has; `answer`: what is right."""
     made = []
     for index in range(count):
         file = folder / f"{index}.mp4"

@@ -17,7 +17,7 @@ SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("kept_count", "video_
 
 
 class StandIn:
-    """Takes TensorRT's place: notes every model that it is to build, and fails at ``failing`` if told to."""
+    """Takes TensorRT's place: notes every model that it is to build, and fails at `failing` if told to."""
 
     def __init__(self, device: EngineDevice = ORIN, failing: str = "", error: BaseException | None = None) -> None:
         self.version = device.release

@@ -24,14 +24,14 @@ def run_in_numpy(file: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 class RecordingBackend(OrtCpuBackend):
-    """ONNX Runtime on the CPU; ``runs`` has every run's graph, feeds and outputs, in copies."""
+    """ONNX Runtime on the CPU; `runs` has every run's graph, feeds and outputs, in copies."""
 
     def __init__(self) -> None:
         super().__init__(1)
         self.runs: list[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         graph = super().load(bundle, name)
         run = graph.run
 

@@ -26,8 +26,8 @@ class Case(NamedTuple):
 def node_cases() -> Iterator[Case]:
     """Every node test of this release of ONNX, and its variants.
 
-    ``:T=float16`` behind a name: inputs and outputs of the operator's type T are of that type. ``#whole``: its integer
-    and boolean inputs behind the first are constants; ``#constant``: all behind the first are.
+    `:T=float16` behind a name: inputs and outputs of the operator's type T are of that type. `#whole`: its integer
+    and boolean inputs behind the first are constants; `#constant`: all behind the first are.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

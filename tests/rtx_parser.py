@@ -17,9 +17,9 @@ Sizes = dict[str, tuple[tuple[int, ...], ...]]
 
 @dataclass(frozen=True)
 class Question:
-    """A graph to parse, and to build if ``build`` says so.
+    """A graph to parse, and to build if `build` says so.
 
-    model: serialized; its weights lie beside the file ``beside``. shapes and values: smallest, usual and largest of
+    model: serialized; its weights lie beside the file `beside`. shapes and values: smallest, usual and largest of
     inputs of symbolic shape and of inputs that shapes are computed from. capability: what is built for.
     """
 

@@ -33,7 +33,7 @@ def missing() -> str | None:
 
 
 def import_tensorrt(folder: Path) -> None:
-    """Make ``import tensorrt`` and ``import tensorrt.plugin`` work in this process; libraries are built in folder."""
+    """Make `import tensorrt` and `import tensorrt.plugin` work in this process; libraries are built in folder."""
     if find_spec("tensorrt") is not None:
         return
     libs = importlib.import_module("tensorrt_lean_libs")

@@ -143,7 +143,7 @@ def run_quantized(matrix: np.ndarray, x: np.ndarray, treatment: str, folder: Pat
 def test_dynamic_int8_computes_what_it_says(largest: bool, transposed: bool, tmp_path: Path) -> None:
     """Also where all codes are as large as they get, and two products do not fit into 16 bits.
 
-    On a processor with VNNI that cannot fail; see :func:`prunevid.runtime.machine.has_exact_int8`.
+    On a processor with VNNI that cannot fail; see `prunevid.runtime.machine.has_exact_int8`.
     """
     matrix, x = a_matrix(96, 40), RNG.standard_normal((5, 96)).astype(np.float32)
     if largest:

@@ -96,7 +96,7 @@ def prompt_ids(question: str) -> tuple[list[int], list[int]]:
 
 
 def prompt_parts(question: str, kind: str, count: int) -> list[list[int]]:
-    """Ids around the placeholders of ``count`` images or videos, one part more than there are of them."""
+    """Ids around the placeholders of `count` images or videos, one part more than there are of them."""
     content = [*[{"type": kind}] * count, {"type": "text", "text": question}]
     ids = build_tokenizer().apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
@@ -106,7 +106,7 @@ def prompt_parts(question: str, kind: str, count: int) -> list[list[int]]:
 
 
 def around(model: Any, question: str, count: int) -> tuple[list[int], list[int], Gaps | None]:
-    """Ids before and after a video of ``count`` frames, and what stands among them where each is an image."""
+    """Ids before and after a video of `count` frames, and what stands among them where each is an image."""
     if model.config.model_type != "llava":
         return *prompt_ids(question), None
     before, *between, after = prompt_parts(question, "image", count)

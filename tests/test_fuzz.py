@@ -1,6 +1,6 @@
 """The fuzz suite in short: cases of fixed seeds, and that the suite itself can tell good from bad.
 
-The long run of the same cases is ``python -m benchmarks.fuzz``; ``--case video:17`` shows one of them.
+The long run of the same cases is `python -m benchmarks.fuzz`; `--case video:17` shows one of them.
 """
 
 from __future__ import annotations

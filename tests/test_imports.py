@@ -39,7 +39,7 @@ MODULES = modules()
 
 
 def imports(module: str, *, lazy: bool) -> Iterator[str]:
-    """The modules of this package that a module imports: when it is loaded, or with ``lazy`` ever."""
+    """The modules of this package that a module imports: when it is loaded, or with `lazy` ever."""
     waiting: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
     while waiting:
         node = waiting.pop()

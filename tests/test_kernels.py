@@ -1,4 +1,4 @@
-"""The Triton kernels against the NumPy reference: in Triton's interpreter, and with ``-m gpu`` on a GPU."""
+"""The Triton kernels against the NumPy reference: in Triton's interpreter, and with `-m gpu` on a GPU."""
 
 from __future__ import annotations
 

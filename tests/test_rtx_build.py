@@ -1,4 +1,4 @@
-"""``prunevid build --device rtx``: what a bundle holds afterwards, what is refused, and that nothing is left behind."""
+"""`prunevid build --device rtx`: what a bundle holds afterwards, what is refused, and that nothing is left behind."""
 
 from __future__ import annotations
 

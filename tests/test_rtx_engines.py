@@ -1,6 +1,6 @@
 """Every engine of the demo bundle in every precision, built by TensorRT for RTX for the GPUs that people have.
 
-An engine is not looked into: without a driver, TensorRT-RTX's runtime opens none, and ``get_engine_validity`` calls all
+An engine is not looked into: without a driver, TensorRT-RTX's runtime opens none, and `get_engine_validity` calls all
 invalid. What goes in and out is asked of the network that the engine was built from.
 """
 

@@ -143,7 +143,7 @@ class Run:
 
 
 def run_chunks(segments: Segments, embeds: Array, chunks: list[int], question: list[int]) -> Run:
-    """Run rows in chunks of these lengths; ``question`` says where in each chunk the scoring rows begin."""
+    """Run rows in chunks of these lengths; `question` says where in each chunk the scoring rows begin."""
     pre, post = Runner(segments, segments.pre), Runner(segments, segments.post)
     logits: dict[int, Array] = {}
     hidden, scores, start = [], [], 0

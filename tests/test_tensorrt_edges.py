@@ -54,7 +54,7 @@ def model_of(graph: onnx.GraphProto, opset: int = 20, *functions: onnx.FunctionP
 
 
 def one(operator: str, *inputs: str, x: Value = X, y: Value = Y, more: Sequence[Value] = (), **rest: Any) -> Any:
-    """A graph of one node that makes y; ``constants`` and ``opset`` as they are, other attributes the node's."""
+    """A graph of one node that makes y; `constants` and `opset` as they are, other attributes the node's."""
     constants, opset = rest.pop("constants", ()), rest.pop("opset", 20)
     node = make_node(operator, list(inputs), [y[0]], name="it", **rest)
     return model_of(graph_of([node], [x, *more], [y], *constants), opset)

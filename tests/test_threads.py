@@ -79,7 +79,7 @@ def alone(pipeline: Pipeline, prune: bool, frames: np.ndarray = FRAMES) -> dict[
 
 
 def together(work: Callable[[int], Any], threads: int = THREADS) -> list[Any]:
-    """What ``work`` gives for every number of a thread, all begun at one moment."""
+    """What `work` gives for every number of a thread, all begun at one moment."""
     gate = Barrier(threads)
 
     def begin(number: int) -> Any:

@@ -85,7 +85,7 @@ class ThreeAxes(RecordingBackend):
         self.places: dict[str, list[np.ndarray]] = {"llm_pre": [], "llm_post": []}
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See `prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         graph = super().load(bundle, name)
         if name in self.places:
             run = graph.run

@@ -3,7 +3,7 @@
     python -m benchmarks.fuzz --output benchmarks/results/fuzz.json
     python -m benchmarks.fuzz --case video:17 --case bundle:3
 
-The first is the long run; with ``--kind``, what the file has of other kinds is kept. The second makes single cases of
+The first is the long run; with `--kind`, what the file has of other kinds is kept. The second makes single cases of
 the same seed again and shows what they print.
 """
 

@@ -32,7 +32,7 @@ class Bases:
 
 
 def prepare(folder: Path, lane: Lane) -> Bases:
-    """Make all of them below ``folder``. Raises RuntimeError where a command that makes one fails."""
+    """Make all of them below `folder`. Raises RuntimeError where a command that makes one fails."""
     clips = write_clips(_new(folder / "clips"))
     questions = folder / "questions.jsonl"
     asked = [{"video": str(clips[name]), "question": _QUESTION} for name in ("mp4", "mov", "mkv", "webm", "avi")]

@@ -33,13 +33,13 @@ def controls(bases: Bases) -> list[str]:
 
 
 def control(name: str, bases: Bases, folder: Path) -> Job:
-    """The whole bundle ``name``, asked a question."""
+    """The whole bundle `name`, asked a question."""
     shutil.copytree(bases.bundles[name], folder / "bundle")
     return _job("run", bases, folder, "control", name)
 
 
 def make(rng: Random, bases: Bases, folder: Path) -> Job:
-    """A damaged bundle in ``folder``."""
+    """A damaged bundle in `folder`."""
     name = rng.choice(list(bases.bundles))
     bundle = folder / "bundle"
     shutil.copytree(bases.bundles[name], bundle)

@@ -36,13 +36,13 @@ def controls(bases: Bases) -> list[str]:
 
 
 def control(name: str, bases: Bases, folder: Path) -> Job:
-    """The whole checkpoint ``name``."""
+    """The whole checkpoint `name`."""
     shutil.copytree(bases.checkpoints[name], folder / "checkpoint")
     return _job("control", name)
 
 
 def make(rng: Random, bases: Bases, folder: Path) -> Job:
-    """A malformed checkpoint in ``folder``."""
+    """A malformed checkpoint in `folder`."""
     name = rng.choice(list(bases.checkpoints))
     checkpoint = folder / "checkpoint"
     shutil.copytree(bases.checkpoints[name], checkpoint)

@@ -59,7 +59,7 @@ CLIPS = {
 
 
 def write_clips(folder: Path) -> dict[str, Path]:
-    """Write every clip into ``folder``; returns their paths by name. The same bytes every time."""
+    """Write every clip into `folder`; returns their paths by name. The same bytes every time."""
     paths = {}
     for name, clip in CLIPS.items():
         path = folder / f"{name}{clip.suffix}"

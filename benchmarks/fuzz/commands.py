@@ -118,7 +118,7 @@ def controls(bases: Bases) -> list[str]:
 
 
 def control(name: str, bases: Bases, folder: Path) -> Job:
-    """The whole command line ``name``."""
+    """The whole command line `name`."""
     _furnish(bases, folder)
     return _job(_filled(_WHOLE[name].split(" "), bases), "control", name, controls=True)
 

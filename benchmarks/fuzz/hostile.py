@@ -287,7 +287,7 @@ def _made(folder: Path, what: str) -> str:
 
 
 def hostile_graph(rng: Random, data: bytes, folder: Path) -> tuple[bytes, str]:
-    """One of GRAPHS done to an ONNX model that lies in ``folder``; returns it and which."""
+    """One of GRAPHS done to an ONNX model that lies in `folder`; returns it and which."""
     import onnx
 
     name = rng.choice(list(GRAPHS))

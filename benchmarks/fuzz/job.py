@@ -10,12 +10,12 @@ __all__ = ["Job", "Outcome"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run of ``prunevid`` in a folder of its own, which holds its damaged input.
+    """One run of `prunevid` in a folder of its own, which holds its damaged input.
 
     arguments: of the command line. mutation: the family of damage, by which results are counted; detail: what exactly.
     outputs: names that may be new in the folder after success; kept: after anything, such as what a calibration has
     finished, which the next one goes on from. heavy: needs torch. fresh: by an interpreter of its own
-    instead of a fork. stdout: a ``file``, or one that is ``full``, or ``closed``. interrupt_s: SIGINT comes after so
+    instead of a fork. stdout: a `file`, or one that is `full`, or `closed`. interrupt_s: SIGINT comes after so
     many seconds. frames: of an undamaged video, to be shown all; fewer_than: frames of the video before some were cut.
     """
 
@@ -33,7 +33,7 @@ class Job:
     fewer_than: int | None = None
 
     def order(self, folder: str) -> dict[str, Any]:
-        """The job as plain values for the process that runs it in ``folder``."""
+        """The job as plain values for the process that runs it in `folder`."""
         return {**asdict(self), "folder": folder}
 
 

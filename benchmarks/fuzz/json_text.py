@@ -100,7 +100,7 @@ def _damage_text(rng: Random, text: str) -> tuple[bytes, str]:
 
 
 def _damage(rng: Random, root: list[Any], raw: dict[str, str]) -> str:
-    """Damage one value below ``root``, a list of one; every branch is as likely, however many leaves it has."""
+    """Damage one value below `root`, a list of one; every branch is as likely, however many leaves it has."""
     holder, key, path = _descend(rng, root)
     how = rng.choice(
         ["value", "value", "value", "near", "near", "raw", "delete", "delete", "add", "twice", "swap", "rename"]

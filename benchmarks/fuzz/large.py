@@ -19,7 +19,7 @@ _PICTURES = 16
 
 
 def large_video(rng: Random, folder: Path) -> tuple[Path, str]:
-    """Write a picture, a folder of pictures or a film of large pictures into ``folder``."""
+    """Write a picture, a folder of pictures or a film of large pictures into `folder`."""
     name = rng.choice(list(_KINDS))
     width, height = rng.choice(_SIDES), rng.choice([1, 64, *_SIDES])
     while width * height > 2**28:

@@ -26,7 +26,7 @@ def overwrite_number(rng: Random, data: bytes) -> bytes:
 
 
 def damage_bytes(rng: Random, data: bytes, *, start: int = 0) -> tuple[bytes, str]:
-    """Damage from ``start`` on: what disks, networks and fingers do. Returns the bytes and what was done."""
+    """Damage from `start` on: what disks, networks and fingers do. Returns the bytes and what was done."""
     if len(data) <= start + 1:
         return data + rng.randbytes(8), "append"
     how = rng.choice(["flip", "flip", "flip", "zero", "random", "truncate", "remove", "repeat", "append", "number"])

@@ -4,7 +4,7 @@
 
 reads one order (see job.py) per line of standard input and answers each with a line. A fork begins in the same state
 whatever ran before, and its memory is its own. It leaves behind its exit handlers, but not through the interpreter's
-end, where libraries wait for threads that a fork has not: cases that are ``fresh`` do.
+end, where libraries wait for threads that a fork has not: cases that are `fresh` do.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _end(status: int) -> int:
 
 
 def _redirect(order: dict[str, Any]) -> None:
-    """Standard streams to files; ``stdout`` may be a full disk or nothing at all."""
+    """Standard streams to files; `stdout` may be a full disk or nothing at all."""
     files = [os.open("/dev/null", os.O_RDONLY)]
     for name in ("out", "err"):
         full = name == "out" and order["stdout"] == "full"

@@ -97,14 +97,14 @@ def _counts(found: Counter[str]) -> dict[str, int]:
 
 
 def job_of(kind: str, seed: int, name: str, bases: Bases, folder: Path) -> Job:
-    """The job of a case by its number, or of a control by its name, with its input written into ``folder``."""
+    """The job of a case by its number, or of a control by its name, with its input written into `folder`."""
     if name.isdecimal():
         return KINDS[kind].make(Random(f"{kind}:{seed}:{name}"), bases, folder)
     return KINDS[kind].control(name, bases, folder)
 
 
 def run_one(case: str, seed: int, bases: Bases, lane: Lane, folder: Path) -> Result:
-    """Make, run and judge the case ``KIND:NUMBER`` or the control ``KIND:NAME``."""
+    """Make, run and judge the case `KIND:NUMBER` or the control `KIND:NAME`."""
     kind, _, name = case.partition(":")
     job = job_of(kind, seed, name, bases, folder)
     outcome = lane.run(job, folder)
@@ -122,7 +122,7 @@ def run_cases(
     done: Callable[[Result], None] | None = None,
     tally: Tally | None = None,
 ) -> Tally:
-    """Run cases on all lanes and count them, with those in ``tally``; ``done`` is told of each."""
+    """Run cases on all lanes and count them, with those in `tally`; `done` is told of each."""
     tally = tally or Tally()
 
     def run(case: str, lane: Lane, folder: Path) -> None:

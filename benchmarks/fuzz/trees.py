@@ -37,7 +37,7 @@ class Format:
 
 
 def damage_tree(rng: Random, data: bytes, name: str) -> tuple[bytes, str]:
-    """One to three damages to the parts of a file of the format ``name``; returns it and what was done."""
+    """One to three damages to the parts of a file of the format `name`; returns it and what was done."""
     form = FORMATS[name]
     parts = form.read(data)
     done = [damage_parts(rng, parts) for _ in range(rng.choice([1, 1, 1, 2, 3]))]

@@ -24,7 +24,7 @@ _NOISE = re.compile(
 
 
 def judge(job: Job, outcome: Outcome) -> tuple[str, list[str]]:
-    """One of the four words, and for ``else`` the reasons."""
+    """One of the four words, and for `else` the reasons."""
     reasons = []
     if outcome.killed:
         reasons.append(f"killed for its {outcome.killed}")
@@ -67,7 +67,7 @@ def sentence(stderr: str) -> str:
 
 
 def answer(stdout: str, folder: Path, outputs: tuple[str, ...]) -> Any:
-    """What was answered, without times: the objects of ``--json``, or the checksums of a written bundle."""
+    """What was answered, without times: the objects of `--json`, or the checksums of a written bundle."""
     for name in outputs:
         if (folder / name / "manifest.json").is_file():
             return json.loads((folder / name / "manifest.json").read_text())["files"]

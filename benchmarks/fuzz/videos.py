@@ -33,14 +33,14 @@ def controls(bases: Bases) -> list[str]:
 
 
 def control(name: str, bases: Bases, folder: Path) -> Job:
-    """The whole video ``name``."""
+    """The whole video `name`."""
     video = folder / bases.clips[name].name
     _copy(bases.clips[name], video)
     return _job(bases, video, "control", name, frames=CLIPS[name].frames)
 
 
 def make(rng: Random, bases: Bases, folder: Path) -> Job:
-    """A damaged video in ``folder``."""
+    """A damaged video in `folder`."""
     if rng.random() < 0.05:
         video, detail = large_video(rng, folder)
         return _job(bases, video, f"large: {video.suffix or 'folder'}", detail)

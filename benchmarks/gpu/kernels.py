@@ -43,9 +43,9 @@ def random_video(shape: Shape, generator: torch.Generator, device: torch.device)
 
 
 def check(shape: Shape, seed: int, device: torch.device) -> dict[str, int]:
-    """Compare all three kernels with the reference; counts of what was compared, and ``wrong``, which must be 0.
+    """Compare all three kernels with the reference; counts of what was compared, and `wrong`, which must be 0.
 
-    A clustering that differs where the reference's own numbers are closer than float32 can tell is ``near tie``.
+    A clustering that differs where the reference's own numbers are closer than float32 can tell is `near tie`.
     """
     generator = torch.Generator().manual_seed(seed)
     config = PruneConfig()
@@ -124,7 +124,7 @@ def _has_near_tie(squared: np.ndarray[Any, Any], clusters: int, neighbours: int)
 
 
 def with_threshold_for(share: float, features: Tensor, merger: Merger, device: torch.device) -> Merger:
-    """A merger whose static threshold lets ``share`` of this video's visual tokens be kept in the end."""
+    """A merger whose static threshold lets `share` of this video's visual tokens be kept in the end."""
     frames, tokens, _ = features.shape
     low, high = -1.0, 2.0
     for _ in range(12):

@@ -27,7 +27,7 @@ class Groups(NamedTuple):
 
 
 class Merger:
-    """Merges videos of up to ``frames`` frames of ``tokens`` tokens on one device."""
+    """Merges videos of up to `frames` frames of `tokens` tokens on one device."""
 
     def __init__(self, config: PruneConfig, frames: int, tokens: int, device: torch.device) -> None:
         self.config = config

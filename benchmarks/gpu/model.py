@@ -38,7 +38,7 @@ class Outcome:
 
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model of a shipped config (``export/models``) with random weights, sdpa attention."""
+    """The model of a shipped config (`export/models`) with random weights, sdpa attention."""
     data = json.loads((MODELS / f"{name}.json").read_text())
     config = CONFIG_MAPPING[data["model_type"]].from_dict(data)
     config._attn_implementation = "sdpa"
@@ -65,7 +65,7 @@ def encode(model: Any, pixels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def answer(model: Any, pixels: Tensor, question: Question, merger: Merger | None, steps: int) -> Outcome:
-    """Answer greedily with ``steps`` tokens; pruned where there is a merger, which has the settings."""
+    """Answer greedily with `steps` tokens; pruned where there is a merger, which has the settings."""
     watch = Watch(pixels.device)
     features = encode(model, pixels)
     watch.lap("vision")
@@ -128,7 +128,7 @@ class Decoder:
         return self._token(self._layers(hidden[:, rest], rest, range(last + 1, len(self._language.layers)))), kept
 
     def decode(self, token: int) -> int:
-        """The id behind ``token``."""
+        """The id behind `token`."""
         position = torch.tensor([self._position], device=self._language.embed_tokens.weight.device)
         hidden = self._language.embed_tokens(torch.full_like(position, token))[None]
         self._position += 1

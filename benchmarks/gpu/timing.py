@@ -60,7 +60,7 @@ def milliseconds(call: Callable[[], object], device: torch.device, repeats: int)
 
 
 def copy_bandwidth(device: torch.device, size: int, repeats: int) -> float:
-    """Bytes per second, read and written, of copying ``size`` bytes on the device."""
+    """Bytes per second, read and written, of copying `size` bytes on the device."""
     source = torch.zeros(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return 2 * size / (milliseconds(lambda: target.copy_(source), device, repeats) / 1000)

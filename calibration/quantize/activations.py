@@ -51,7 +51,7 @@ def input_groups(model: ir.Model) -> dict[str, list[Linear]]:
 def observe(
     bundle: Bundle, name: str, videos: Sequence[AskedVideo], threads: int | None, advance: Callable[[], None]
 ) -> dict[str, Activations]:
-    """Inputs of the linear layers of the graph ``name``, by the input's name, while questions are prefilled, pruned."""
+    """Inputs of the linear layers of the graph `name`, by the input's name, while questions are prefilled, pruned."""
     model = load_graph(bundle.file(bundle.manifest.graphs[name].file))
     groups = list(input_groups(model).items())
     for index, (_, linears) in enumerate(groups):
@@ -82,7 +82,7 @@ class _Seen:
         self._rows: list[np.ndarray] = []
 
     def add(self, computed: Mapping[str, np.ndarray]) -> None:
-        """Take what one run computed, by the names of ``WATCHED``."""
+        """Take what one run computed, by the names of `WATCHED`."""
         for what in ("total", "moments", "count"):
             self._sums[what] = self._sums[what] + computed[what] if what in self._sums else computed[what]
         largest = computed["largest"]

@@ -22,29 +22,29 @@ _LEAST_MAGNITUDE = 1e-4
 
 @dataclass(frozen=True)
 class ScaledMatrix:
-    """A matrix with every row (input) multiplied by its entry of ``scale`` float32 [K]."""
+    """A matrix with every row (input) multiplied by its entry of `scale` float32 [K]."""
 
     matrix: Matrix
     scale: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """Inputs K and outputs N."""
         return self.matrix.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """The float type that it is stored in, and that its scales get."""
         return self.matrix.dtype
 
     def blocks(self) -> Iterator[Block]:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """All of the matrix; every block has all rows or all columns, and begins at a multiple of 256 rows."""
         for block in self.matrix.blocks():
             scale = self.scale[block.row : block.row + len(block.values), None]
             yield Block(block.row, block.column, block.values * scale)
 
     def sample(self) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """Columns (outputs) float32 [K, n] that stand for all of them: see `sampled_columns`."""
         scaled: np.ndarray = self.matrix.sample() * self.scale[:, None]
         return scaled
 
@@ -66,10 +66,10 @@ def invertible(scales: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def output_errors(matrix: Matrix, scheme: Scheme, scales: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Mean squared change [S] of a unit row times the matrix, rounded to the nearest with each of ``scales`` [S, K].
+    """Mean squared change [S] of a unit row times the matrix, rounded to the nearest with each of `scales` [S, K].
 
-    With E the change of the matrix and ``moments`` float32 [ceil(K / 128), 128, 128] the mean of x x^T / |x|^2 by
-    blocks of channels (:class:`prunevid.calibration.quantize.activations.Activations`), it is the sum of
+    With E the change of the matrix and `moments` float32 [ceil(K / 128), 128, 128] the mean of x x^T / |x|^2 by
+    blocks of channels (`prunevid.calibration.quantize.activations.Activations`), it is the sum of
     tr(E_b^T M_b E_b): what all rows say, not a sample of them. Products across blocks are left out. Of a wide matrix, a
     sample of outputs is looked at, and counted for all.
     """
@@ -93,7 +93,7 @@ def find_scale(matrices: Sequence[Matrix], scheme: Scheme, activations: Activati
 
 
 def scaled_moments(moments: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The moments float32 [ceil(K / 128), 128, 128] of an input that is divided by ``scale`` [K]."""
+    """The moments float32 [ceil(K / 128), 128, 128] of an input that is divided by `scale` [K]."""
     by_block = in_blocks(scale[:, None], beyond=1)
     divided: np.ndarray = moments / by_block / by_block.transpose(0, 2, 1)
     return divided

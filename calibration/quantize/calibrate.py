@@ -49,9 +49,9 @@ from prunevid.text.chat import ChatPrompt
 class Settings:
     """How to calibrate.
 
-    recipe: one of :data:`prunevid.calibration.quantize.recipes.RECIPES`; min_agreement: share of held-out questions, 0
-    to 1, that the result must answer as the original does, unless ``force``; float_choice: which layers stay in float;
-    max_new_tokens: length of an answer; threads: of the CPU, None for all cores; kv_cache: ``int8``, or ``float`` to
+    recipe: one of `prunevid.calibration.quantize.recipes.RECIPES`; min_agreement: share of held-out questions, 0
+    to 1, that the result must answer as the original does, unless `force`; float_choice: which layers stay in float;
+    max_new_tokens: length of an answer; threads: of the CPU, None for all cores; kv_cache: `int8`, or `float` to
     leave the KV cache as it is.
     """
 
@@ -77,11 +77,11 @@ class Calibrated:
 def calibrate(
     source: Path, videos: Sequence[AskedVideo], output: Path, settings: Settings, progress: Progress | None = None
 ) -> Calibrated:
-    """Quantize the bundle at ``source`` and write it to ``output``.
+    """Quantize the bundle at `source` and write it to `output`.
 
     A run that is killed goes on where it was when it is started again. Raises PruneVidError where the recipe is not
-    for this bundle, where too few videos can be read, where the result agrees too little, or where ``output`` exists
-    or cannot be written; then there is nothing at ``output``.
+    for this bundle, where too few videos can be read, where the result agrees too little, or where `output` exists
+    or cannot be written; then there is nothing at `output`.
     """
     progress = progress or Silent()
     recipe = _recipe(settings)
@@ -117,7 +117,7 @@ def _calibrate(bundle: Bundle, parts: Split, output: Path, settings: Settings, p
 
 
 def check_output_is_new(output: Path) -> None:
-    """Raise PruneVidError where there is something at ``output``, or nothing can be put there."""
+    """Raise PruneVidError where there is something at `output`, or nothing can be put there."""
     if output.exists() and not output.is_symlink():
         raise PruneVidError(f"{output} exists already: choose another output, or remove it")
     check_target(output)
@@ -126,8 +126,8 @@ def check_output_is_new(output: Path) -> None:
 def quantize(bundle: Bundle, parts: Split, settings: Settings, workspace: Workspace, progress: Progress) -> Bundle:
     """Quantize a bundle into the workspace, without judging it; what is finished there is not done again.
 
-    Returns the quantized bundle, which lies in the workspace's folder ``bundle``. Recipes that look at activations, and
-    float layers, need videos in ``parts.calibration``. Raises PruneVidError for a recipe that there is not, OSError
+    Returns the quantized bundle, which lies in the workspace's folder `bundle`. Recipes that look at activations, and
+    float layers, need videos in `parts.calibration`. Raises PruneVidError for a recipe that there is not, OSError
     where the workspace cannot be written.
     """
     recipe = _recipe(settings)
@@ -249,7 +249,7 @@ def _quantize(
 def _float_layers(
     bundle: Bundle, recipe: Recipe, parts: Split, settings: Settings, workspace: Workspace, progress: Progress
 ) -> frozenset[str]:
-    """The layers (``GRAPH/LAYER``) that are to stay in float; measured only where there may be any."""
+    """The layers (`GRAPH/LAYER`) that are to stay in float; measured only where there may be any."""
     if not settings.float_choice.needs_ranking:
         return frozenset()
     found = measure_sensitivity(bundle, recipe, parts.calibration, workspace, settings.threads, progress)
@@ -267,7 +267,7 @@ def _assemble(
     cache_scales: Mapping[str, Sequence[Scales]],
     progress: Progress,
 ) -> Bundle:
-    """Write the quantized bundle into the workspace; ``float_layers`` (``GRAPH/LAYER``) stay as they are.
+    """Write the quantized bundle into the workspace; `float_layers` (`GRAPH/LAYER`) stay as they are.
 
     cache_scales: by graph; without them the KV cache stays in float.
     """
@@ -312,7 +312,7 @@ def _assemble(
 
 
 def _open_whole(folder: Path) -> Bundle | None:
-    """The bundle in ``folder``; None where a run was killed while it moved the files to their place."""
+    """The bundle in `folder`; None where a run was killed while it moved the files to their place."""
     try:
         return open_bundle(folder, verify=False)
     except PruneVidError:

@@ -87,7 +87,7 @@ def scales_of(
     threads: int | None,
     advance: Callable[[], None],
 ) -> list[Scales]:
-    """The scales of the graph ``name``'s layers, from keys and values while questions are answered, pruned.
+    """The scales of the graph `name`'s layers, from keys and values while questions are answered, pruned.
 
     Rotary embedding turns pairs of key channels by an angle that depends on the position: both channels of a pair get
     the largest norm that the pair had, which no other position can exceed.
@@ -115,7 +115,7 @@ def scales_of(
 
 
 def put_int8_cache(model: ir.Model, scales: Sequence[Scales]) -> None:
-    """Let a graph with attention keep its KV cache in int8, in place; ``scales`` are its layers', in order.
+    """Let a graph with attention keep its KV cache in int8, in place; `scales` are its layers', in order.
 
     A decode step attends over the codes. Blocks of several rows, for which ONNX Runtime's int8 attention takes two to
     three times as long as its float one, write their codes and attend in float over what the codes stand for: the same
@@ -162,7 +162,7 @@ def _attentions(model: ir.Model) -> list[ir.Node]:
 
 
 def _watch(graph: ir.Graph, node: ir.Node, index: int, kv_heads: int, head_dim: int) -> None:
-    """Declare outputs ``largest_key.INDEX`` [kv_heads, head_dim / 2], ``largest_value.INDEX`` [kv_heads * head_dim]."""
+    """Declare outputs `largest_key.INDEX` [kv_heads, head_dim / 2], `largest_value.INDEX` [kv_heads * head_dim]."""
     tape = _Tape(graph)
     pairs = tape.op("Reshape", [node.inputs[1], tape.constant([-1, kv_heads, 2, head_dim // 2])])
     norms = tape.op("ReduceL2", [pairs, tape.constant([2])], {"keepdims": 0})
@@ -237,7 +237,7 @@ def _begin(tape: _Tape, graph: ir.Graph, attention: ir.Node) -> _Shared:
 
 
 def _rewrite(tape: _Tape, old: ir.Node, scales: Scales, shared: _Shared) -> None:
-    """Put the attention over codes where the attention ``old`` stands."""
+    """Put the attention over codes where the attention `old` stands."""
     graph = old.graph
     assert isinstance(graph, ir.Graph)
     query, key, value, past_key, past_value, last_row, total = old.inputs

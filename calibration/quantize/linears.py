@@ -18,7 +18,7 @@ from prunevid.files import reading
 class Linear:
     """A MatMul or Gemm of a graph whose weight is a file's.
 
-    name: as in the checkpoint, less ``.weight``; node: the product, its input is ``node.inputs[0]``; weight: its
+    name: as in the checkpoint, less `.weight`; node: the product, its input is `node.inputs[0]`; weight: its
     matrix.
     """
 
@@ -42,19 +42,19 @@ class StoredMatrix:
 
     @property
     def dtype(self) -> np.dtype:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """The float type that it is stored in, and that its scales get."""
         dtype: np.dtype = np.dtype(self.tensor.dtype.numpy())
         return dtype
 
     def blocks(self) -> Iterator[Block]:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """All of the matrix; every block has all rows or all columns, and begins at a multiple of 256 rows."""
         rows, columns = (int(size) for size in self.tensor.shape)
         for start, stop in spans(rows, columns):
             values = read_rows(self.tensor, start, stop).astype(np.float32, copy=False)
             yield Block(0, start, values.T) if self.transposed else Block(start, 0, values)
 
     def sample(self) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Matrix`."""
+        """Columns (outputs) float32 [K, n] that stand for all of them: see `sampled_columns`."""
         ranges = list(sampled_columns(self.shape[1]))
         if self.transposed:
             strips = [read_rows(self.tensor, start, stop).T for start, stop in ranges]
@@ -64,7 +64,7 @@ class StoredMatrix:
 
 
 def _read_columns(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:
-    """Columns ``start`` to ``stop`` of a matrix in a data file, by plain reads."""
+    """Columns `start` to `stop` of a matrix in a data file, by plain reads."""
     dtype = np.dtype(tensor.dtype.numpy())
     rows, columns = (int(size) for size in tensor.shape)
     values = np.empty((rows, stop - start), dtype)
@@ -76,7 +76,7 @@ def _read_columns(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarra
 
 
 def read_rows(tensor: ir.ExternalTensor, start: int, stop: int) -> np.ndarray:
-    """Rows ``start`` to ``stop`` of a tensor in a data file, by a plain read: mapped pages would count as memory."""
+    """Rows `start` to `stop` of a tensor in a data file, by a plain read: mapped pages would count as memory."""
     dtype = np.dtype(tensor.dtype.numpy())
     shape = tuple(int(size) for size in tensor.shape)
     width = math.prod(shape[1:])

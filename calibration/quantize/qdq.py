@@ -24,7 +24,7 @@ from prunevid.calibration.quantize.store import InputScaling
 
 @dataclass(frozen=True)
 class StaticQdq:
-    """Weights and activations in ``kind``: activations with one scale that calibration found, weights one per output.
+    """Weights and activations in `kind`: activations with one scale that calibration found, weights one per output.
 
     QuantizeLinear in opset 19 takes float8; the float type around it is the graph's own.
     """
@@ -38,32 +38,32 @@ class StaticQdq:
 
     @property
     def text(self) -> str:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """What is done, in words."""
         return f"{self.kind} weights, one scale per output; smoothed activations in static {self.kind} (Q/DQ)"
 
     def takes(self, matrix: Matrix) -> bool:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`: every matrix."""
+        """Whether a matrix of that shape can be treated; others stay in float: every matrix."""
         return True
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """What is to be done to the input that layers with these matrices share."""
         assert seen is not None  # activation_aware
         scale, step = find_smoothing(matrices, self.scheme, self.inputs, seen)
         return InputScaling(scale, {"step": step, "zero": self.inputs.zero})
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """The arrays that stand for a matrix, whose rows are multiplied by the inputs' scale already."""
         return self.scheme.quantize(matrix)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """Operators over the input x, once for all layers that share it; the last one's output is what they take."""
         nodes = scaled(x, arrays)
         source = nodes[-1].outputs[0] if nodes else x
         codes = ir.Node("", "QuantizeLinear", [source, arrays["step"], arrays["zero"]])
         return [*nodes, codes, ir.Node("", "DequantizeLinear", [codes.outputs[0], arrays["step"], arrays["zero"]])]
 
     def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """Operators over the layer's input x and the scheme's arrays; the last one's output is the layer's."""
         weight = ir.Node("", "DequantizeLinear", [arrays["codes"], arrays["scale"]], [ir.AttrInt64("axis", 1)])
         return [weight, ir.Node("", "MatMul", [x, weight.outputs[0]], name=linear.node.name)]
 
@@ -79,12 +79,12 @@ class BlockInt4Qdq:
 
     @property
     def text(self) -> str:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """What is done, in words."""
         aware = ", scaled and rounded by what activations are" if self.activation_aware else ""
         return f"int4 weights{aware}, one scale per block of {self.scheme.block} inputs; activations in float (DQ)"
 
     def takes(self, matrix: Matrix) -> bool:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`.
+        """Whether a matrix of that shape can be treated; others stay in float.
 
         TensorRT has blocks of 128 and 64 inputs (its page "Quantization Schemes"), and packs pairs of outputs.
         """
@@ -92,19 +92,19 @@ class BlockInt4Qdq:
         return self.scheme.block_of(inputs) is not None and outputs % 2 == 0
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """What is to be done to the input that layers with these matrices share."""
         return fit_int4(matrices, self.scheme, seen) if seen is not None else InputScaling()
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """The arrays that stand for a matrix, whose rows are multiplied by the inputs' scale already."""
         return self.scheme.quantize(matrix, inputs.rounding)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """Operators over the input x, once for all layers that share it; the last one's output is what they take."""
         return scaled(x, arrays)
 
     def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`prunevid.calibration.quantize.rewrite.Treatment`."""
+        """Operators over the layer's input x and the scheme's arrays; the last one's output is the layer's."""
         block = self.scheme.block_of(linear.weight.shape[0])
         assert block is not None  # takes() said so
         how = [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block)]
@@ -120,5 +120,5 @@ def fit_int4(matrices: Sequence[Matrix], scheme: Scheme, seen: Activations) -> I
 
 
 def scaled(x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-    """The input times ``inverse``, if there is one."""
+    """The input times `inverse`, if there is one."""
     return [ir.Node("", "Mul", [x, arrays["inverse"]])] if "inverse" in arrays else []

@@ -11,7 +11,7 @@ class Recipe:
     """A way to quantize a bundle.
 
     precision: what the manifest will call the result; dialects: by the dialect of a bundle and by graph, the name of
-    what is done to its linear layers (:mod:`prunevid.calibration.quantize.rewrite`); summary: for help; simulated: by
+    what is done to its linear layers (`prunevid.calibration.quantize.rewrite`); summary: for help; simulated: by
     the float type of a bundle, what ONNX Runtime on the CPU computes in float, on the rounded numbers, instead of in
     its kind.
     """

@@ -29,7 +29,7 @@ class Treatment(Protocol):
 
     @property
     def activation_aware(self) -> bool:
-        """Whether :meth:`fit` looks at activations, which then must be observed."""
+        """Whether `fit` looks at activations, which then must be observed."""
         ...
 
     @property
@@ -77,23 +77,23 @@ class DynamicInt8:
     domains: tuple[str, ...] = (_CONTRIB,)
 
     def takes(self, matrix: Matrix) -> bool:
-        """See :class:`Treatment`: every matrix."""
+        """Whether a matrix of that shape can be treated; others stay in float: every matrix."""
         return True
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
-        """See :class:`Treatment`: nothing."""
+        """What is to be done to the input that layers with these matrices share: nothing."""
         return InputScaling()
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """See :class:`Treatment`."""
+        """The arrays that stand for a matrix, whose rows are multiplied by the inputs' scale already."""
         return self.scheme.quantize(matrix)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`Treatment`: nothing."""
+        """No operators: layers take the input as it is."""
         return []
 
     def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`Treatment`."""
+        """Operators over the layer's input x and the scheme's arrays; the last one's output is the layer's."""
         inputs = [x, arrays["codes"], arrays["scale"]]
         return [ir.Node(_CONTRIB, "DynamicQuantizeMatMul", inputs, name=linear.node.name)]
 
@@ -112,7 +112,7 @@ class BlockInt4:
 
     @property
     def text(self) -> str:
-        """See :class:`Treatment`."""
+        """What is done, in words."""
         aware = ", scaled and rounded by what activations are" if self.activation_aware else ""
         return (
             f"int4 weights{aware}, one scale per block of {self.scheme.block} inputs; activations in int8 by row and "
@@ -120,23 +120,23 @@ class BlockInt4:
         )
 
     def takes(self, matrix: Matrix) -> bool:
-        """See :class:`Treatment`: every matrix."""
+        """Whether a matrix of that shape can be treated; others stay in float: every matrix."""
         return True
 
     def fit(self, matrices: Sequence[Matrix], seen: Activations | None) -> InputScaling:
-        """See :class:`Treatment`."""
+        """What is to be done to the input that layers with these matrices share."""
         return fit_int4(matrices, self.scheme, seen) if seen is not None else InputScaling()
 
     def quantize(self, matrix: Matrix, inputs: InputScaling) -> dict[str, np.ndarray]:
-        """See :class:`Treatment`."""
+        """The arrays that stand for a matrix, whose rows are multiplied by the inputs' scale already."""
         return self.scheme.quantize(matrix, inputs.rounding)
 
     def enter(self, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`Treatment`."""
+        """Operators over the input x, once for all layers that share it; the last one's output is what they take."""
         return scaled(x, arrays)
 
     def product(self, linear: Linear, x: ir.Value, arrays: Mapping[str, ir.Value]) -> list[ir.Node]:
-        """See :class:`Treatment`."""
+        """Operators over the layer's input x and the scheme's arrays; the last one's output is the layer's."""
         inputs, outputs = linear.weight.shape
         sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": self.scheme.block, "accuracy_level": 4}
         attributes = [ir.AttrInt64(name, value) for name, value in sizes.items()]
@@ -158,7 +158,7 @@ TREATMENTS: dict[str, Treatment] = {
 def put_quantized(
     model: ir.Model, treatment: Treatment, tensors: Mapping[str, Mapping[str, ir.TensorProtocol]]
 ) -> None:
-    """Replace the layers that ``tensors`` has arrays for, by name, in place; the others stay as they are.
+    """Replace the layers that `tensors` has arrays for, by name, in place; the others stay as they are.
 
     What is to be done to an input is done once for all layers that share it.
     """

@@ -34,9 +34,9 @@ _FIRST_TOKEN = SamplingConfig(max_new_tokens=1)
 
 @dataclass(frozen=True)
 class FloatChoice:
-    """Which layers stay in float: the ``count`` most sensitive, or as few as leave ``max_kl`` nats to the others.
+    """Which layers stay in float: the `count` most sensitive, or as few as leave `max_kl` nats to the others.
 
-    The sensitivities of the layers that are quantized add up to ``max_kl`` at most; what they come to together is
+    The sensitivities of the layers that are quantized add up to `max_kl` at most; what they come to together is
     measured when the bundle is judged.
     """
 
@@ -72,7 +72,7 @@ def measure_sensitivity(
     threads: int | None,
     progress: Progress,
 ) -> dict[str, float]:
-    """KL(original || one layer quantized) of the next token's distribution in nats, by ``GRAPH/LAYER``.
+    """KL(original || one layer quantized) of the next token's distribution in nats, by `GRAPH/LAYER`.
 
     A mean over the questions about the first calibration videos, through the whole chain, pruned. Layers whose
     quantized weights are in the workspace are measured, and each result is kept there.
@@ -119,7 +119,7 @@ class _Panel:
         self._logits = self._first_tokens(self._opened(self._backend.pipeline()))
 
     def divergence_of(self, name: str, model: ir.Model) -> float:
-        """Mean KL of the bundle with ``model`` for its graph ``name``."""
+        """Mean KL of the bundle with `model` for its graph `name`."""
         pipeline = self._backend.variant(name, model)
         if name == "vision_merge":
             sessions = (pipeline.open(frames) for frames in self._frames)

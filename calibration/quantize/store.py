@@ -26,9 +26,9 @@ INPUT_PARTS = ("inverse", "step", "zero")
 
 @dataclass(frozen=True)
 class InputScaling:
-    """What is done to an input before products: ``scale`` float32 [K] that it is divided by, None for nothing.
+    """What is done to an input before products: `scale` float32 [K] that it is divided by, None for nothing.
 
-    arrays: what else is kept of it, by names of :data:`INPUT_PARTS`; rounding: how weights that it is multiplied by
+    arrays: what else is kept of it, by names of `INPUT_PARTS`; rounding: how weights that it is multiplied by
     are rounded, None for what their scheme does by itself.
     """
 
@@ -54,7 +54,7 @@ class WeightStore:
     ) -> None:
         """Quantize a layer's matrix, unless that was done before. At most one layer is in memory.
 
-        Where the input is divided by a scale, the matrix's rows are multiplied by it, and ``inverse``, what the input
+        Where the input is divided by a scale, the matrix's rows are multiplied by it, and `inverse`, what the input
         is to be multiplied by, is kept beside the scheme's arrays, in the matrix's float type.
         """
         if self.has(linear):
@@ -81,7 +81,7 @@ class WeightStore:
         self._workspace.record(self._step(linear.name), arrays)
 
     def tensors(self, name: str) -> dict[str, ir.ExternalTensor]:
-        """The arrays of a layer that was quantized, by what they are, each named ``LAYER.PART``."""
+        """The arrays of a layer that was quantized, by what they are, each named `LAYER.PART`."""
         return {
             part: ir.ExternalTensor(
                 self._file.name,
@@ -102,7 +102,7 @@ class WeightStore:
 def write_rewritten(
     model: ir.Model, folder: Path, shared: frozenset[str], advance: Callable[[int], None]
 ) -> tuple[str, ...]:
-    """Write ``NAME.onnx`` and ``NAME.onnx.data`` into ``folder``, copying weights block by block from where they lie.
+    """Write `NAME.onnx` and `NAME.onnx.data` into `folder`, copying weights block by block from where they lie.
 
     shared: names of files that the graph goes on to share with the rest of the bundle, such as the embedding table.
     advance is called with the bytes just written. Returns the names of the files that hold its weights, ascending.
@@ -128,7 +128,7 @@ def write_rewritten(
 
 
 def stored_bytes(model: ir.Model, shared: frozenset[str]) -> int:
-    """Bytes that :func:`write_rewritten` will write for the model's weights."""
+    """Bytes that `write_rewritten` will write for the model's weights."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor) and Path(t.path).name not in shared)
 
@@ -146,5 +146,5 @@ def _as_stored(array: np.ndarray) -> np.ndarray:
 
 
 def _padding(position: int, size: int) -> int:
-    """Bytes to leave out behind ``position`` before a tensor of ``size`` bytes."""
+    """Bytes to leave out behind `position` before a tensor of `size` bytes."""
     return -position % (_PAGE if size >= _PAGE else _WORD)

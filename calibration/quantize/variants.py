@@ -31,7 +31,7 @@ class VariantBackend(OrtCpuBackend):
         self._variant: dict[str, OrtGraph] = {}
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         if name in self._variant:
             return self._variant[name]
         if name not in self._loaded:
@@ -41,9 +41,9 @@ class VariantBackend(OrtCpuBackend):
     def variant(
         self, name: str, model: ir.Model, watch: Callable[[Mapping[str, Array]], None] | None = None
     ) -> Pipeline:
-        """The bundle with ``model`` for its graph ``name``, whose weights are in memory or in the bundle's files.
+        """The bundle with `model` for its graph `name`, whose weights are in memory or in the bundle's files.
 
-        The bundle's own graph and the last variant are dropped, so that a graph is in memory once. ``watch`` is given
+        The bundle's own graph and the last variant are dropped, so that a graph is in memory once. `watch` is given
         the outputs of every run that nobody else asks for.
         """
         self._loaded.pop(name, None)
@@ -63,7 +63,7 @@ class VariantBackend(OrtCpuBackend):
 
 
 class _WatchedGraph(OrtGraph):
-    """A graph with outputs beyond those the bundle's has (``declared``), which go to ``watch`` at every run."""
+    """A graph with outputs beyond those the bundle's has (`declared`), which go to `watch` at every run."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class _WatchedGraph(OrtGraph):
         self._watch = watch
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backends.backend.Graph`."""
+        """Compute the named `outputs` from `feeds`."""
         computed = super().run(feeds, {**outputs, **dict.fromkeys(self._watched)})
         self._watch({name: computed.pop(name) for name in self._watched})
         return computed

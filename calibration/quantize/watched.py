@@ -1,4 +1,4 @@
-"""A graph that also computes what goes into its linear layers: outputs ``watched_*.INDEX`` beside its own."""
+"""A graph that also computes what goes into its linear layers: outputs `watched_*.INDEX` beside its own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _EVERY = 37
 def watch_input(graph: ir.Graph, linear: Linear, index: int) -> None:
     """Declare outputs that tell of the input [..., K] of a linear layer, as R rows of K channels.
 
-    Every one is float32 but the count. ``watched_total.INDEX`` [K]: sums of magnitudes; ``watched_largest.INDEX`` [K]:
-    largest magnitudes; ``watched_count.INDEX`` int64 [1]: R; ``watched_rows.INDEX`` [R / 37, K]: a sample of rows;
-    ``watched_moments.INDEX`` [ceil(K / 128), 128, 128]: the sum over rows of x x^T / |x|^2, of every 128 channels among
+    Every one is float32 but the count. `watched_total.INDEX` [K]: sums of magnitudes; `watched_largest.INDEX` [K]:
+    largest magnitudes; `watched_count.INDEX` int64 [1]: R; `watched_rows.INDEX` [R / 37, K]: a sample of rows;
+    `watched_moments.INDEX` [ceil(K / 128), 128, 128]: the sum over rows of x x^T / |x|^2, of every 128 channels among
     themselves. R may be 0: a prefill without new frames runs the graph as well.
     """
     source = linear.node.inputs[0]
@@ -35,7 +35,7 @@ class _Watch:
         self._index = index
 
     def add(self, source: ir.Value, inputs: int) -> None:
-        """See :func:`watch_input`."""
+        """Watch `source` as rows of so many inputs."""
         flat = self._node("Reshape", source, self._constant("shape", [-1, inputs]))
         # In half precision sums would overflow.
         rows = self._node("Cast", flat, to=ir.DataType.FLOAT.value)

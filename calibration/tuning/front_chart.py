@@ -76,7 +76,7 @@ class _Svg:
 
 
 def draw_png(data: Mapping[str, Any]) -> bytes:
-    """The picture as PNG, 2400 pixels wide, of what :func:`prunevid.calibration.tuning.tune.to_json` gives."""
+    """The picture as PNG, 2400 pixels wide, of what `prunevid.calibration.tuning.tune.to_json` gives."""
     picture, file = _Picture(), io.BytesIO()
     _draw(picture, data)
     picture.image.save(file, "PNG", optimize=True)

@@ -1,6 +1,6 @@
 """The front of agreement against cost as a page: one HTML file that needs nothing else.
 
-Every figure carries its exact value and its place in the JSON (``<data value="..." data-at="/settings/0/kept">``).
+Every figure carries its exact value and its place in the JSON (`<data value="..." data-at="/settings/0/kept">`).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def clearly_worse(same: np.ndarray, costs: np.ndarray) -> np.ndarray:
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of ``count`` questions (JASA 22, 1927): no point even at 0 or 1."""
+    """Wilson's 95 % interval of a share of `count` questions (JASA 22, 1927): no point even at 0 or 1."""
     z2 = _TWO_SIDED**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _TWO_SIDED * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)

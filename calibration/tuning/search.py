@@ -87,7 +87,7 @@ def rounds(videos: int) -> list[int]:
 
 
 def largest_effort(count: int, fixed: int, videos: Sequence[AskedVideo]) -> int:
-    """Answers that a search over ``count`` settings takes at most; ``fixed`` of them are never dropped."""
+    """Answers that a search over `count` settings takes at most; `fixed` of them are never dropped."""
     total, before = 0, 0
     for upto in rounds(len(videos)):
         total += count * sum(len(video.questions) for video in videos[before:upto])
@@ -126,7 +126,7 @@ def search(trials: Trials, wanted: Sequence[Candidate], videos: Mapping[str, Ask
 
 
 def _room(count: int, fixed: int) -> int:
-    """How many of ``count`` settings go on at most."""
+    """How many of `count` settings go on at most."""
     return max(fixed, min(count, _FEWEST_SETTINGS), (count + 1) // 2)
 
 

@@ -96,7 +96,7 @@ class Outcome:
 class Trials:
     """Runs settings on videos and keeps every result in the workspace, so that none is run twice.
 
-    One bundle is loaded at a time. ``advance`` is given the number of answers that have become known.
+    One bundle is loaded at a time. `advance` is given the number of answers that have become known.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Trials:
         return self._pipeline
 
     def run(self, candidates: Sequence[Candidate], videos: Mapping[str, AskedVideo]) -> None:
-        """Ask the questions about ``videos`` (by name) under every setting, and without pruning."""
+        """Ask the questions about `videos` (by name) under every setting, and without pruning."""
         for name, video in videos.items():
             if self._unpruned(name) not in self._workspace:
                 self._ask_unpruned(name, video)

@@ -16,8 +16,8 @@ _SHOWN = 60
 class Section:
     """An object of a JSON file: the rules of its keys.
 
-    Keys without a rule are left out of what is read; with ``closed`` they are refused, unless they are null.
-    ``required`` must be there.
+    Keys without a rule are left out of what is read; with `closed` they are refused, unless they are null.
+    `required` must be there.
     """
 
     fields: Mapping[str, Rule | Section]
@@ -106,7 +106,7 @@ def anything() -> Rule:
 
 
 def conform(data: Any, section: Section, file: str, where: str = "") -> dict[str, Any]:
-    """The keys of ``data`` that the section knows, once all are found to be what they may be.
+    """The keys of `data` that the section knows, once all are found to be what they may be.
 
     Raises PruneVidError that names file, key, value and what is allowed.
     """

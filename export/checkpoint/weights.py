@@ -57,7 +57,7 @@ _RANDOM_ROWS = 64
 class StreamedTensor(ir.LazyTensor):
     """A lazy tensor that can also be had block by block, so that writing it never holds all of it.
 
-    rows: function from a range of rows (of the tensor as stored) to their values. With ``transpose`` the tensor is
+    rows: function from a range of rows (of the tensor as stored) to their values. With `transpose` the tensor is
     the stored matrix with its axes swapped; that one is read whole, and converted block by block.
     """
 
@@ -114,7 +114,7 @@ class Weights(Protocol):
         ...
 
     def tensor(self, name: str, *, transpose: bool = False) -> StreamedTensor:
-        """The tensor ``name``, read when it is written out; ``transpose`` swaps the axes of a matrix."""
+        """The tensor `name`, read when it is written out; `transpose` swaps the axes of a matrix."""
         ...
 
 
@@ -146,8 +146,8 @@ class _Stored:
 class SafetensorsWeights:
     """Tensors of a checkpoint folder with one or several safetensors files.
 
-    ``renames`` are (pattern, replacement) pairs, applied in order to the names in the files, that turn the names of
-    older checkpoints into today's; ``shapes`` is what the architecture needs, ``optional`` what it may have besides.
+    `renames` are (pattern, replacement) pairs, applied in order to the names in the files, that turn the names of
+    older checkpoints into today's; `shapes` is what the architecture needs, `optional` what it may have besides.
     Raises PruneVidError where a file or a tensor is missing, truncated, there twice, of another shape, or not floating
     point, and where an adapter lies beside the weights.
     """
@@ -182,7 +182,7 @@ class SafetensorsWeights:
         return self._dtype
 
     def tensor(self, name: str, *, transpose: bool = False) -> StreamedTensor:
-        """See :class:`Weights`."""
+        """The tensor `name`, read when it is written out; `transpose` swaps the axes of a matrix."""
         stored = self._stored[name]
         return StreamedTensor(name, stored.rows, stored.shape, self._dtype, transpose)
 
@@ -198,7 +198,7 @@ class SafetensorsWeights:
         )
 
     def refuse_unused(self, unused: Sequence[str]) -> None:
-        """Raise PruneVidError for tensors that nothing would read, unless a pattern of ``unused`` fits their names."""
+        """Raise PruneVidError for tensors that nothing would read, unless a pattern of `unused` fits their names."""
         left = [
             (name, stored)
             for name, stored in self._stored.items()
@@ -273,12 +273,12 @@ class RandomWeights:
         return self._dtype
 
     def tensor(self, name: str, *, transpose: bool = False) -> StreamedTensor:
-        """See :class:`Weights`."""
+        """The tensor `name`, read when it is written out; `transpose` swaps the axes of a matrix."""
         shape = self._shapes[name]
         return StreamedTensor(name, lambda start, stop: self.rows(name, start, stop), shape, self._dtype, transpose)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of a tensor before any transposition, float32."""
+        """Rows `start` to `stop` of a tensor before any transposition, float32."""
         shape = self._shapes[name]
         if name.endswith(".bias"):
             return np.zeros((stop - start, *shape[1:]), np.float32)

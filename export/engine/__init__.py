@@ -1,1 +1,1 @@
-"""From a bundle's graphs to TensorRT engines, on the device that will run them: ``prunevid build``."""
+"""From a bundle's graphs to TensorRT engines, on the device that will run them: `prunevid build`."""

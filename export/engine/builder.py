@@ -61,10 +61,10 @@ def build(
 ) -> Bundle:
     """Build TensorRT engines of a bundle's graphs, and add them to the bundle.
 
-    device: ``local``, or the device that this machine must be (see ``targets``), or ``rtx``: TensorRT for RTX, which
-    builds on any machine for GPUs of the compute capabilities that ``settings`` have. fp16: insist on a bundle in half
+    device: `local`, or the device that this machine must be (see `targets`), or `rtx`: TensorRT for RTX, which
+    builds on any machine for GPUs of the compute capabilities that `settings` have. fp16: insist on a bundle in half
     precision. frames and text: the largest video, by default the bundle's frames, and the rows for text. Engines that
-    the bundle has already, built from the same for the same, are kept unless ``force``. progress and done: called while
+    the bundle has already, built from the same for the same, are kept unless `force`. progress and done: called while
     an engine is built, and when it is. toolkit: the TensorRT to build with, by default the one that is installed.
     Returns the bundle with its engines; this build's are the last of its sets, and replaced those for the same GPUs.
 
@@ -149,7 +149,7 @@ def _weight_files(model: onnx.ModelProto) -> set[str]:
 
 
 def _still_good(found: dict[str, EngineSpec], plans: list[_Plan]) -> dict[str, EngineSpec]:
-    """The engines among those ``found`` in the bundle that were built from the same."""
+    """The engines among those `found` in the bundle that were built from the same."""
     graphs = {plan.job.graph: plan.source for plan in plans}
     return {graph: found[graph] for graph, source in graphs.items() if graph in found and found[graph].source == source}
 
@@ -165,7 +165,7 @@ def _same_set(manifest: Manifest, destination: Destination) -> dict[str, EngineS
 def _build_one(
     bundle: Bundle, plan: _Plan, folder: Path, destination: Destination, progress: Progress, done: Done
 ) -> tuple[EngineSpec, FileRecord]:
-    """Build one engine into ``folder``, under the name that it will have in the bundle."""
+    """Build one engine into `folder`, under the name that it will have in the bundle."""
     graph = plan.job.graph
     progress(graph, "starting", 0, 0)
     partial = folder / _PARTIAL
@@ -191,7 +191,7 @@ def _install(
 ) -> None:
     """Move new engines into the bundle, then name them in its manifest, then remove those that it names no longer.
 
-    All of it is moved out of ``folder``, which no other bundle has: where one came into the place of this one at any
+    All of it is moved out of `folder`, which no other bundle has: where one came into the place of this one at any
     moment, moving fails, and what came stays as it is.
     """
     built = destination.engine_set(engines)

@@ -1,4 +1,4 @@
-"""``prunevid build``: the command line of the engine builder."""
+"""`prunevid build`: the command line of the engine builder."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _refuse_for_rtx(args: argparse.Namespace) -> None:
 
 
 def _require_onnx() -> None:
-    """Raise PruneVidError where onnx is missing: the command's own extra, ``tensorrt``, is not what is wanted here."""
+    """Raise PruneVidError where onnx is missing: the command's own extra, `tensorrt`, is not what is wanted here."""
     try:
         import onnx  # noqa: F401
     except ImportError as error:

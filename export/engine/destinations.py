@@ -28,7 +28,7 @@ class Destination(Protocol):
 
     Attributes:
         mark: What its engines' files have behind the graph's name.
-        plugins_too: Whether the ``prunevid`` operators are plugins there.
+        plugins_too: Whether the `prunevid` operators are plugins there.
     """
 
     mark: str
@@ -47,7 +47,7 @@ class Destination(Protocol):
         """These engines, with what they are for."""
 
     def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
-        """Build one engine into the file ``output``."""
+        """Build one engine into the file `output`."""
 
 
 class ThisGpu:

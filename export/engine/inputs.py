@@ -22,7 +22,7 @@ _CORNERS = ("minimum", "optimum", "maximum")
 
 
 def sizes_at(profile: Profile, corner: str) -> dict[str, int]:
-    """Sizes of a profile's dimensions at ``minimum``, ``optimum`` or ``maximum``."""
+    """Sizes of a profile's dimensions at `minimum`, `optimum` or `maximum`."""
     place = _CORNERS.index(corner)
     return {name: size[place] for name, size in profile.sizes.items()}
 

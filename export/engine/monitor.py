@@ -9,7 +9,7 @@ from typing import Any
 def make_monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
     """An IProgressMonitor that passes the outermost phases on: what is done, the steps done and all steps.
 
-    Where ``progress`` raises KeyboardInterrupt, the build is stopped, and ``interrupted`` of the monitor is true.
+    Where `progress` raises KeyboardInterrupt, the build is stopped, and `interrupted` of the monitor is true.
     """
 
     class Monitor(trt.IProgressMonitor):

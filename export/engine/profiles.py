@@ -31,9 +31,9 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildLimits:
-    """What engines are built for: ``frames`` of a video at most, ``rows`` of a KV cache.
+    """What engines are built for: `frames` of a video at most, `rows` of a KV cache.
 
-    ``visual``: rows from a video's first visual token to its last, with what stands among them.
+    `visual`: rows from a video's first visual token to its last, with what stands among them.
     """
 
     frames: int
@@ -51,7 +51,7 @@ class Profile:
 
 
 def limits_of(manifest: Manifest, frames: int | None = None, text: int = TEXT) -> BuildLimits:
-    """The limits for videos of ``frames`` (by default the bundle's) and ``text`` rows of prompt, question and answer.
+    """The limits for videos of `frames` (by default the bundle's) and `text` rows of prompt, question and answer.
 
     Raises PruneVidError where a number is below what one question needs, or the video alone is longer than the model
     takes.
@@ -120,7 +120,7 @@ def _shape_range(shape: tuple[int | str, ...], profile: Profile) -> InputRange:
 
 
 def _vision(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
-    """``encode``: new frames behind those that are encoded already, of a file or still in view of a camera."""
+    """`encode`: new frames behind those that are encoded already, of a file or still in view of a camera."""
     batch = min(manifest.blocks.frames, limits.frames)
     new, past = Range(1, batch, batch), Range(0, 0, limits.frames - 1)
     frames = Range(*(a + b for a, b in zip(new, past, strict=True)))
@@ -128,7 +128,7 @@ def _vision(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
 
 
 def _merge(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
-    """``merge``: features of one frame up to a whole video's."""
+    """`merge`: features of one frame up to a whole video's."""
     frames = Range(1, limits.frames, limits.frames)
     return (Profile("merge", {"frames": frames, "frame_counts": _counts(frames)}, {}),)
 
@@ -139,7 +139,7 @@ def _counts(frames: Range) -> Range:
 
 
 def _decoder(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
-    """``rows``: blocks of rows of a prompt, and single rows of an answer, behind a growing past.
+    """`rows`: blocks of rows of a prompt, and single rows of an answer, behind a growing past.
 
     One profile for both, since each profile of an engine stores the weights again. It is tuned for full blocks: for
     single rows, TensorRT-RTX sets half as much memory again aside for activations (docs/tensorrt.md).
@@ -153,7 +153,7 @@ def _decoder(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
 
 
 def _select(manifest: Manifest, limits: BuildLimits) -> tuple[Profile, ...]:
-    """All rows of a video and a question: ``groups`` where tokens compete in several groups, ``global`` in one.
+    """All rows of a video and a question: `groups` where tokens compete in several groups, `global` in one.
 
     Without plugins, TensorRT sorts so many of a group's tokens as are kept, and fewer than 3840.
     """

@@ -15,7 +15,7 @@ from prunevid.export.engine import plugins
 
 
 def for_parser(model: onnx.ModelProto, *, plugins_too: bool) -> onnx.ModelProto:
-    """A copy of ``model`` for TensorRT: with plugins, or with nothing but ONNX's own operators.
+    """A copy of `model` for TensorRT: with plugins, or with nothing but ONNX's own operators.
 
     Weights that lie in other files stay there.
     """
@@ -23,7 +23,7 @@ def for_parser(model: onnx.ModelProto, *, plugins_too: bool) -> onnx.ModelProto:
 
 
 def with_plugins(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the bodies of the ``prunevid`` operators, whose nodes name their plugins."""
+    """A copy without the bodies of the `prunevid` operators, whose nodes name their plugins."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     bodies = [function for function in made.functions if (function.domain, function.name) not in plugins.OPERATORS]

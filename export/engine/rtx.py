@@ -60,7 +60,7 @@ class RtxToolkit:
     def build(
         self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
     ) -> BuiltEngine:
-        """Build the engine of a graph into the file ``output``, for the capabilities of ``settings``.
+        """Build the engine of a graph into the file `output`, for the capabilities of `settings`.
 
         Raises PruneVidError where TensorRT refuses it, with what its parser or builder says, and OSError where the
         engine cannot be written.

@@ -3,7 +3,7 @@
 The builder is deaf for seconds to minutes, holds several times the weights in memory, and may fail as native code
 fails. In a process of its own it can be stopped at any moment, gives its memory back, and takes nobody along.
 
-It answers lines of JSON, one request after the other: ``parse``, then ``build``. Replies are {"result": ...},
+It answers lines of JSON, one request after the other: `parse`, then `build`. Replies are {"result": ...},
 {"error": SENTENCE}, and while it builds {"progress": [WHAT, DONE, TOTAL]}.
 """
 
@@ -46,7 +46,7 @@ class Builder:
         self._parser = trt.OnnxParser(self._network, self._logger)
 
     def parse(self, model: str, file: str) -> dict[str, Any]:
-        """Parse a model (base64), whose weights are found beside ``file``. Returns the network's inputs and outputs."""
+        """Parse a model (base64), whose weights are found beside `file`. Returns the network's inputs and outputs."""
         if not self._parser.parse(base64.b64decode(model), file):
             errors = [self._parser.get_error(index) for index in range(self._parser.num_errors)]
             told = (f"{error.node_operator()} at {error.node_name()}: {error.desc()}" for error in errors)
@@ -58,9 +58,9 @@ class Builder:
         }
 
     def build(self, profiles: list[dict[str, Any]], capabilities: list[str], output: str) -> dict[str, Any]:
-        """Build what was parsed and write the engine to ``output``. Returns the most memory that this process had.
+        """Build what was parsed and write the engine to `output`. Returns the most memory that this process had.
 
-        profiles: each the corners of ``shapes`` and ``values``, by input.
+        profiles: each the corners of `shapes` and `values`, by input.
         """
         config = self.configured(profiles, capabilities)
         config.progress_monitor = make_monitor(self._trt, lambda *step: self._tell({"progress": step}))

@@ -1,7 +1,7 @@
 """The devices that engines are built for, and what each must have.
 
-TensorRT builds an engine on the kind of device that will run it. ``--device`` states which that is; it compiles for no
-other machine than the one at hand. TensorRT for RTX, ``--device rtx``, builds on any machine for the compute
+TensorRT builds an engine on the kind of device that will run it. `--device` states which that is; it compiles for no
+other machine than the one at hand. TensorRT for RTX, `--device rtx`, builds on any machine for the compute
 capabilities that it is told.
 
 Sources: JetPack 6.2 has TensorRT 10.3, JetPack 7.1 10.13, JetPack 7.2 10.16 for Orin and Thor (NVIDIA's release notes);
@@ -24,7 +24,7 @@ RTX = "rtx"
 
 @dataclass(frozen=True)
 class Target:
-    """A device by what ``--device`` calls it: its title, compute capability and oldest TensorRT."""
+    """A device by what `--device` calls it: its title, compute capability and oldest TensorRT."""
 
     name: str
     title: str
@@ -57,9 +57,9 @@ def check_precision(precision: str, here: EngineDevice) -> None:
 
 
 def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> None:
-    """Raise PruneVidError where the machine at hand is not the device ``name``, or its TensorRT is too old.
+    """Raise PruneVidError where the machine at hand is not the device `name`, or its TensorRT is too old.
 
-    ``local`` is any GPU. release: major and minor number of the TensorRT at hand.
+    `local` is any GPU. release: major and minor number of the TensorRT at hand.
     """
     oldest = tensorrt.OLDEST
     if name != LOCAL:
@@ -81,7 +81,7 @@ def check_target(name: str, here: EngineDevice, release: tuple[int, int]) -> Non
 
 
 def rtx_capabilities(asked: Sequence[str], known: Sequence[str], release: str, precision: str) -> tuple[str, ...]:
-    """The compute capabilities that TensorRT for RTX is to build for, in the order of those that are ``known`` to it.
+    """The compute capabilities that TensorRT for RTX is to build for, in the order of those that are `known` to it.
 
     asked: by the user; nothing for all on which the bundle runs. release: TensorRT-RTX's version. Raises PruneVidError
     for one that the release does not know, on which the bundle cannot run, or that is asked for twice.

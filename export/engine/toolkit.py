@@ -49,13 +49,13 @@ class Toolkit:
         )
 
     def register_plugins(self) -> None:
-        """Make the ``prunevid`` plugins known to TensorRT's parser and builder."""
+        """Make the `prunevid` plugins known to TensorRT's parser and builder."""
         plugins.register(self.device())
 
     def build(
         self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
     ) -> BuiltEngine:
-        """Build the engine of a graph into the file ``output``.
+        """Build the engine of a graph into the file `output`.
 
         Raises PruneVidError where TensorRT refuses it, naming the node, and KeyboardInterrupt where the user stopped
         it.

@@ -10,11 +10,11 @@ from prunevid.export.families import llava, llava_next_video, llava_onevision
 from prunevid.export.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (llava_onevision, llava_next_video, llava)
-"""All of them; no ``config.json`` is recognized by two."""
+"""All of them; no `config.json` is recognized by two."""
 
 
 def family_of(data: Mapping[str, Any], where: str) -> Family:
-    """The family of a ``config.json``'s content. Raises PruneVidError where it is of none that is known."""
+    """The family of a `config.json`'s content. Raises PruneVidError where it is of none that is known."""
     found = [family for family in FAMILIES if family.recognizes(data)]
     if not found:
         known = ", ".join(repr(family.FAMILY) for family in FAMILIES)

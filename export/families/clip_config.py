@@ -1,4 +1,4 @@
-"""The section ``vision_config`` of a transformers config whose tower is CLIP: what it may say, and its tensors."""
+"""The section `vision_config` of a transformers config whose tower is CLIP: what it may say, and its tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VISION: dict[str, Rule | Section] = {"model_type": one_of("clip_vision_model"), 
 """What the section may say, by key."""
 
 SELECT = only(one_of("default"), "the class token stands for no place in a frame")
-"""What ``vision_feature_select_strategy`` may be: all patches, without the class token before them."""
+"""What `vision_feature_select_strategy` may be: all patches, without the class token before them."""
 
 UNUSED = (r"model\.vision_tower\.post_layernorm\..+",)
 """The norm behind the tower's last layer."""

@@ -38,7 +38,7 @@ class TensorNames:
     unused: tuple[str, ...]
 
     def shapes(self, model: Any) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that a checkpoint of ``model`` holds, tied ones once, those that nothing uses not."""
+        """Shape of every tensor that a checkpoint of `model` holds, tied ones once, those that nothing uses not."""
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         return {n: shape for n, shape in shapes.items() if not any(re.fullmatch(unused, n) for unused in self.unused)}
 
@@ -66,11 +66,11 @@ class ProcessorFormat:
 
     Attributes:
         called: The family, as messages call it.
-        section: The key of ``processor_config.json`` whose object wins.
+        section: The key of `processor_config.json` whose object wins.
         files: The files that are read where it has none; the first one wins.
         classes: How the names of the classes that read them begin; others take further steps.
-        size: What the class assumes for ``size``.
-        crop: What it assumes for the side of ``crop_size``, in pixels; None where it does not crop.
+        size: What the class assumes for `size`.
+        crop: What it assumes for the side of `crop_size`, in pixels; None where it does not crop.
         mean: What published checkpoints say, for bundles without one; the classes all assume CLIP's.
         std: Likewise.
         refused: Keys that others ignore and these classes obey, which must be off.
@@ -87,7 +87,7 @@ class ProcessorFormat:
     refused: tuple[str, ...] = ()
 
     def usual(self, side: int) -> Preprocessing:
-        """What published checkpoints make of frames, for a tower that takes squares of ``side`` pixels."""
+        """What published checkpoints make of frames, for a tower that takes squares of `side` pixels."""
         return Preprocessing(side, self.mean, self.std, center_crop=self.crop is not None)
 
 
@@ -115,11 +115,11 @@ class Family(Protocol):
         ...
 
     def recognizes(self, data: Mapping[str, Any]) -> bool:
-        """Whether a ``config.json`` is of this family."""
+        """Whether a `config.json` is of this family."""
         ...
 
     def parse_config(self, data: dict[str, Any], where: str) -> Any:
-        """The transformers config of a ``config.json``'s content.
+        """The transformers config of a `config.json`'s content.
 
         Args:
             data: The content.

@@ -1,6 +1,6 @@
 """LLaVA-1.5. Tested with transformers 5.
 
-A model of images: a video is a row of them, each frame an ``<image>`` of its own in the prompt. Tower: CLIP, all
+A model of images: a video is a row of them, each frame an `<image>` of its own in the prompt. Tower: CLIP, all
 patches of the chosen hidden state, without its class token; projector: two linear layers.
 """
 
@@ -47,12 +47,12 @@ _OF_PLLAVA = ("pooling_method", "pooling_shape", "use_pooling", "frame_shape", "
 
 
 def recognizes(data: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of this family, or says that it is."""
+    """Whether a `config.json` is of this family, or says that it is."""
     return data.get("model_type") == FAMILY
 
 
 def parse_config(data: dict[str, Any], where: str) -> Any:
-    """The transformers config of a ``config.json``'s content; see `llava_architecture.build_config`."""
+    """The transformers config of a `config.json`'s content; see `llava_architecture.build_config`."""
     for key in _OF_PLLAVA:
         if data.get(key) is not None:
             raise PruneVidError(
@@ -68,7 +68,7 @@ def empty_model(config: Any) -> Any:
 
 
 def placeholder(config: Any) -> int:
-    """The number of the token ``<image>``, which stands for one frame."""
+    """The number of the token `<image>`, which stands for one frame."""
     return int(config.image_token_id)
 
 

@@ -61,10 +61,10 @@ def tensor_names(learned: tuple[str, ...], unused: tuple[str, ...]) -> TensorNam
 
 
 def config_section(vision: Mapping[str, Rule | Section], own: Mapping[str, Rule | Section]) -> Section:
-    """What a ``config.json`` may say.
+    """What a `config.json` may say.
 
     Args:
-        vision: The rules of its ``vision_config``.
+        vision: The rules of its `vision_config`.
         own: Those of keys that the family adds.
     """
     return Section(
@@ -88,13 +88,13 @@ def config_section(vision: Mapping[str, Rule | Section], own: Mapping[str, Rule 
 
 
 def build_config(data: dict[str, Any], section: Section, model_type: str, placeholder: str, where: str) -> Any:
-    """The transformers config object of a ``config.json``'s content, as transformers has it for ``model_type``.
+    """The transformers config object of a `config.json`'s content, as transformers has it for `model_type`.
 
     Args:
         data: The content.
         section: What it may say.
         model_type: The name of the config's class in transformers.
-        placeholder: ``video`` or ``image``, whose token stands for what is shown.
+        placeholder: `video` or `image`, whose token stands for what is shown.
         where: The file, as messages call it.
 
     Raises:
@@ -118,7 +118,7 @@ def build_config(data: dict[str, Any], section: Section, model_type: str, placeh
 
 
 def _checked(data: dict[str, Any], section: Section, where: str) -> dict[str, Any]:
-    """The part of a ``config.json`` that the model depends on, each value within its bounds."""
+    """The part of a `config.json` that the model depends on, each value within its bounds."""
     config = conform(data, section, where)
     for part, key in (("text_config", "rms_norm_eps"), ("vision_config", "layer_norm_eps")):
         if key in config[part]:  # JSON does not tell 1 from 1.0, and transformers does
@@ -162,9 +162,9 @@ def encoder_spec(
         model: The transformers model on the meta device; its tower is told how to attend.
         dtype: Type of the parameters, FLOAT or FLOAT16.
         attention: transformers' name for how the tower attends.
-        tokens_per_frame: Tokens that ``project`` leaves of a frame.
+        tokens_per_frame: Tokens that `project` leaves of a frame.
         project: From the encoder module and the chosen patches [F, patches, channels] to features
-            [F, tokens_per_frame, C], by the module's ``multi_modal_projector``.
+            [F, tokens_per_frame, C], by the module's `multi_modal_projector`.
     """
     use_attention(model.model.vision_tower, attention)
     return VisionSpec(

@@ -54,7 +54,7 @@ _CONFIG = architecture.config_section(
 
 
 def recognizes(data: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of this family.
+    """Whether a `config.json` is of this family.
 
     The first revisions call it llava_next, which is LLaVA-NeXT's name, too: only this one has a token for videos and a
     way to pool them.
@@ -64,7 +64,7 @@ def recognizes(data: Mapping[str, Any]) -> bool:
 
 
 def parse_config(data: dict[str, Any], where: str) -> Any:
-    """The transformers config of a ``config.json``'s content; see `llava_architecture.build_config`."""
+    """The transformers config of a `config.json`'s content; see `llava_architecture.build_config`."""
     return architecture.build_config(data, _CONFIG, FAMILY, "video", where)
 
 
@@ -74,7 +74,7 @@ def empty_model(config: Any) -> Any:
 
 
 def placeholder(config: Any) -> int:
-    """The number of the token ``<video>``, which stands for the whole video."""
+    """The number of the token `<video>`, which stands for the whole video."""
     return int(config.video_token_id)
 
 

@@ -72,12 +72,12 @@ _CONFIG = architecture.config_section(
 
 
 def recognizes(data: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of this family."""
+    """Whether a `config.json` is of this family."""
     return data.get("model_type") == FAMILY
 
 
 def parse_config(data: dict[str, Any], where: str) -> Any:
-    """The transformers config of a ``config.json``'s content; see `llava_architecture.build_config`."""
+    """The transformers config of a `config.json`'s content; see `llava_architecture.build_config`."""
     return architecture.build_config(data, _CONFIG, FAMILY, "video", where)
 
 
@@ -87,7 +87,7 @@ def empty_model(config: Any) -> Any:
 
 
 def placeholder(config: Any) -> int:
-    """The number of the token ``<video>``, which stands for the whole video."""
+    """The number of the token `<video>`, which stands for the whole video."""
     return int(config.video_token_id)
 
 

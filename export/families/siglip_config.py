@@ -1,4 +1,4 @@
-"""The section ``vision_config`` of a transformers config whose tower is SigLIP: what it may say, and its tensors."""
+"""The section `vision_config` of a transformers config whose tower is SigLIP: what it may say, and its tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section ``text_config`` of a transformers config: what it may say, and the decoder that it makes.
+"""The section `text_config` of a transformers config: what it may say, and the decoder that it makes.
 
 The keys that change what the model computes are declared here with their bounds; anything else in the file (training
 settings, the names of classes) does not reach transformers at all. What the exporter would get wrong is refused by
@@ -192,7 +192,7 @@ def decoder_of(config: Any, names: TensorNames, tied: bool) -> DecoderSpec:
 
 
 def is_tied(config: Any) -> bool:
-    """Whether the config says that the output matrix is the embedding table; ``head_is_stored`` looks at the file."""
+    """Whether the config says that the output matrix is the embedding table; `head_is_stored` looks at the file."""
     return bool(config.tie_word_embeddings or config.text_config.tie_word_embeddings)
 
 

@@ -19,7 +19,7 @@ def vicuna_chat(kind: str, special_tokens: dict[str, int]) -> ChatFormat:
     """The format with what is shown on lines of its own before the question.
 
     Args:
-        kind: ``video`` or ``image``, as templates know it and as its token is called.
+        kind: `video` or `image`, as templates know it and as its token is called.
         special_tokens: Those that the model adds to the vocabulary.
     """
     template = _TEMPLATE.replace("KIND", kind)

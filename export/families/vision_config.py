@@ -1,4 +1,4 @@
-"""The section ``vision_config`` of a transformers config: what towers over patches have in common, and their shape."""
+"""The section `vision_config` of a transformers config: what towers over patches have in common, and their shape."""
 
 from __future__ import annotations
 

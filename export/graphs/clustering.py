@@ -1,6 +1,6 @@
 """Density-peak clustering of tokens as ONNX nodes: a building block that merge methods share.
 
-Groups of tokens are rows of one padded table; what depends on the data is left to the operator ``DpcKnn``.
+Groups of tokens are rows of one padded table; what depends on the data is left to the operator `DpcKnn`.
 The oracle is `prunevid.methods.clustering`.
 """
 

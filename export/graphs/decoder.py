@@ -140,7 +140,7 @@ class _Layer(nn.Module):
     ) -> tuple[ir.Value, ir.Value, Attended]:
         """Hidden state after the layer, the rotated query, and the attention.
 
-        With ``last_row``, all rows are attended to but only the last goes on: the output head needs no other.
+        With `last_row`, all rows are attended to but only the last goes on: the output head needs no other.
         """
         query, attended = self.self_attn(op, self.input_norm(op, x), rope, shared, past)
         mixed = attended.output
@@ -165,7 +165,7 @@ class _Head(nn.Module):
 
 
 def build_llm_pre(spec: DecoderSpec, weights: Weights, dialect: Dialect, prune_layer: int) -> ir.Model:
-    """Layers 0 to ``prune_layer`` (M) and the scores that the question gives to every row.
+    """Layers 0 to `prune_layer` (M) and the scores that the question gives to every row.
 
     Inputs: inputs_embeds [1, S, C], position_ids int64 [1, S], past_length int64 [1], question_start int64 [1] (the
     row among the S at which the question begins, below S), past KV. Outputs: hidden [1, S, C], question_scores
@@ -190,7 +190,7 @@ def build_llm_pre(spec: DecoderSpec, weights: Weights, dialect: Dialect, prune_l
 def build_llm_post(
     spec: DecoderSpec, weights: Weights, dialect: Dialect, prune_layer: int, head: ir.TensorProtocol
 ) -> ir.Model:
-    """Layers after ``prune_layer``, the final norm and the output matrix ``head`` [vocab, C].
+    """Layers after `prune_layer`, the final norm and the output matrix `head` [vocab, C].
 
     Inputs: hidden [1, S, C], position_ids int64 [1, S], past_length int64 [1], past KV. Outputs: logits float32
     [1, vocab] of the last row, present KV.

@@ -1,4 +1,4 @@
-"""The ``ort`` dialect: ONNX Runtime's fused operators, KV cache in one buffer that is past and present at once.
+"""The `ort` dialect: ONNX Runtime's fused operators, KV cache in one buffer that is past and present at once.
 
 Operators: GroupQueryAttention and RotaryEmbedding of the domain com.microsoft (ONNX Runtime's ContribOperators.md)
 and SimplifiedLayerNormalization. RoPE is applied outside GroupQueryAttention since the positions of kept tokens are
@@ -38,24 +38,24 @@ class OrtDialect:
     tower_attention: str = MULTI_HEAD
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`; computes in float32 whatever the dtype of x."""
+        """RMS norm of x over its last axis, times weight; computes in float32 whatever the dtype of x."""
         return op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
     def rotate(self, op: Any, x: ir.Value, rope: Rope, heads: int) -> ir.Value:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Rotary embedding of x [1, S, heads * head_dim]; halves are rotated, not interleaved pairs."""
         cos, sin = op.CastLike(rope.cos, x), op.CastLike(rope.sin, x)
         # The tables hold just the rows at hand, in order: row i rotates by table row 0 + i.
         return op.RotaryEmbedding(x, op.Constant(value_ints=[0]), cos, sin, num_heads=heads, _domain=_CONTRIB)
 
     def begin(self, op: Any, rows: ir.Value, past_length: ir.Value, first_past: ir.Value) -> _Lengths:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """What all attentions of a graph share (lengths, mask); rows is [1, S, C], first_past any layer's past keys."""
         end = op.Add(past_length, op.Shape(rows, start=1, end=2))
         total = op.Cast(end, to=ir.DataType.INT32)
         one = op.Constant(value=ir.tensor([1], dtype=ir.DataType.INT32))
         return _Lengths(op.Sub(total, one), op.Squeeze(total, [0]), end)
 
     def declare_past(self, op: Any, layer: int, shape: DecoderShape, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Graph inputs `past_key.L` and `past_value.L`."""
         dims = [1, shape.kv_heads, "capacity", shape.head_dim]
         return (
             op.builder.input(f"past_key.{layer}", dtype, dims),
@@ -73,7 +73,7 @@ class OrtDialect:
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> Attended:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Causal attention of S new rows over the past and themselves; adds outputs `present_key.L`, `_value.L`."""
         output, present_key, present_value = op.GroupQueryAttention(
             query, key, value, *past, shared.last_row, shared.total,
             num_heads=shape.heads, kv_num_heads=shape.kv_heads, _domain=_CONTRIB, _outputs=3,
@@ -85,9 +85,9 @@ class OrtDialect:
         return Attended(output, keys)
 
     def cut_cache(self, op: Any, index: ir.Value, shape: DecoderShape, dtype: ir.DataType, layers: int) -> None:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`.
+        """Append to the select graph: the KV of `layers` layers, cut to the rows of `index` int64 [R].
 
-        The cut KV is gathered straight into buffers of ``capacity`` rows (a graph input) with room for decoding: the
+        The cut KV is gathered straight into buffers of `capacity` rows (a graph input) with room for decoding: the
         index is filled up with row 0, and those rows are overwritten before they are ever read.
         """
         capacity = op.builder.input("capacity", ir.DataType.INT64, [1])

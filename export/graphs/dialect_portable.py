@@ -1,8 +1,8 @@
-"""The ``portable`` dialect: plain ONNX operators at opset 20, for TensorRT and every execution provider.
+"""The `portable` dialect: plain ONNX operators at opset 20, for TensorRT and every execution provider.
 
 KV is [1, rows, kv_heads, head_dim], so that the first P rows of a preallocated buffer are one contiguous block: the
-graph reads them as ``past_*`` and yields only the new rows as ``present_*``, which the runtime binds to the rows that
-follow. Nothing is copied and nothing grows. Rows of the past at or beyond ``past_length`` are masked, so a runtime
+graph reads them as `past_*` and yields only the new rows as `present_*`, which the runtime binds to the rows that
+follow. Nothing is copied and nothing grows. Rows of the past at or beyond `past_length` are masked, so a runtime
 may as well bind the whole buffer and keep every shape fixed.
 """
 
@@ -27,13 +27,13 @@ class PortableDialect:
     tower_attention: str = "sdpa"
 
     def norm(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`; computes in float32 whatever the dtype of x."""
+        """RMS norm of x over its last axis, times weight; computes in float32 whatever the dtype of x."""
         wide = op.Cast(x, to=ir.DataType.FLOAT)
         mean_square = op.ReduceMean(op.Mul(wide, wide), [-1], keepdims=1)
         return op.Mul(op.CastLike(op.Div(wide, op.Sqrt(op.Add(mean_square, epsilon))), x), weight)
 
     def rotate(self, op: Any, x: ir.Value, rope: Rope, heads: int) -> ir.Value:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Rotary embedding of x [1, S, heads * head_dim]; halves are rotated, not interleaved pairs."""
         split = op.Reshape(x, [0, 0, heads, -1])
         first, second = op.Split(split, axis=3, num_outputs=2, _outputs=2)
         cos = op.CastLike(op.Unsqueeze(rope.cos, [1]), x)
@@ -46,7 +46,7 @@ class PortableDialect:
         return op.Reshape(rotated, [0, 0, -1])
 
     def begin(self, op: Any, rows: ir.Value, past_length: ir.Value, first_past: ir.Value) -> ir.Value:
-        """The additive causal mask [S, P + S]; see :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """What all attentions of a graph share: the additive causal mask [S, P + S]."""
         past = op.Squeeze(op.Shape(first_past, start=1, end=2), [0])
         new = op.Squeeze(op.Shape(rows, start=1, end=2), [0])
         row = op.Unsqueeze(op.Range(0, new, 1), [1])
@@ -57,7 +57,7 @@ class PortableDialect:
         return op.CastLike(op.Where(op.Or(in_past, causal), 0.0, -65504.0), rows)
 
     def declare_past(self, op: Any, layer: int, shape: DecoderShape, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Graph inputs `past_key.L` and `past_value.L`."""
         dims = [1, "past", shape.kv_heads, shape.head_dim]
         return (
             op.builder.input(f"past_key.{layer}", dtype, dims),
@@ -75,7 +75,7 @@ class PortableDialect:
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> Attended:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Causal attention of S new rows over the past and themselves; adds outputs `present_key.L`, `_value.L`."""
         new = []
         for kind, rows in (("key", key), ("value", value)):
             split = op.Reshape(rows, [0, 0, shape.kv_heads, shape.head_dim])
@@ -101,7 +101,7 @@ class PortableDialect:
         return Attended(merged, op.Squeeze(keys, [0]))
 
     def cut_cache(self, op: Any, index: ir.Value, shape: DecoderShape, dtype: ir.DataType, layers: int) -> None:
-        """See :class:`prunevid.export.graphs.dialects.Dialect`."""
+        """Append to the select graph: the KV of `layers` layers, cut to the rows of `index` int64 [R]."""
         for layer in range(layers):
             past = self.declare_past(op, layer, shape, dtype)
             for kind, value in zip(("key", "value"), past, strict=True):

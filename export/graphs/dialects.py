@@ -1,8 +1,8 @@
 """What differs between the two ways in which a decoder is written as ONNX.
 
-``ort`` uses ONNX Runtime's fused operators; ``portable`` uses plain ONNX operators that every execution provider and
+`ort` uses ONNX Runtime's fused operators; `portable` uses plain ONNX operators that every execution provider and
 TensorRT's parser accept. A dialect decides how a norm, a rotary embedding and an attention with KV cache are spelt,
-and how the cache lies in memory; the decoder (:mod:`prunevid.export.graphs.decoder`) is the same for both.
+and how the cache lies in memory; the decoder (`prunevid.export.graphs.decoder`) is the same for both.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Dialect(Protocol):
         ...
 
     def declare_past(self, op: Any, layer: int, shape: DecoderShape, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
-        """Graph inputs ``past_key.L`` and ``past_value.L``."""
+        """Graph inputs `past_key.L` and `past_value.L`."""
         ...
 
     def attend(
@@ -76,22 +76,22 @@ class Dialect(Protocol):
         value: ir.Value,
         past: tuple[ir.Value, ir.Value],
     ) -> Attended:
-        """Causal attention of S new rows over the past and themselves; adds outputs ``present_key.L``, ``_value.L``."""
+        """Causal attention of S new rows over the past and themselves; adds outputs `present_key.L`, `_value.L`."""
         ...
 
     def cut_cache(self, op: Any, index: ir.Value, shape: DecoderShape, dtype: ir.DataType, layers: int) -> None:
-        """Append to the select graph: the KV of ``layers`` layers, cut to the rows of ``index`` int64 [R]."""
+        """Append to the select graph: the KV of `layers` layers, cut to the rows of `index` int64 [R]."""
         ...
 
 
 def add_output(op: Any, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
-    """Declare ``value`` as the graph output ``name`` of that type and shape."""
+    """Declare `value` as the graph output `name` of that type and shape."""
     value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
     op.builder.add_output(value, name)
 
 
 def dialect_named(name: str) -> Dialect:
-    """The dialect called ``ort`` or ``portable``. Raises KeyError for any other name."""
+    """The dialect called `ort` or `portable`. Raises KeyError for any other name."""
     from prunevid.export.graphs.dialect_ort import OrtDialect
     from prunevid.export.graphs.dialect_portable import PortableDialect
 

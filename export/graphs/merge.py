@@ -27,8 +27,8 @@ class MergedValues:
     """What a merge yields.
 
     Attributes:
-        tokens: float32 [T * N, C], of which the first ``count`` are meant.
-        group: int64 [T * N], ascending, of which the first ``count`` are meant.
+        tokens: float32 [T * N, C], of which the first `count` are meant.
+        group: int64 [T * N], ascending, of which the first `count` are meant.
         count: int64 [1], the merged tokens that there are.
         patch_to_token: int64 [T, N], where each patch went.
         segment: int64 [T], the segment of each frame.
@@ -45,7 +45,7 @@ class Graph(Protocol):
     """What a method's module in `prunevid.export.graphs.methods` has."""
 
     def merge(self, op: Any, features: ir.Value, settings: Mapping[str, ir.Value], prune: PruneConfig) -> MergedValues:
-        """Append the merge of features to the graph behind ``op``.
+        """Append the merge of features to the graph behind `op`.
 
         Args:
             op: the builder.
@@ -65,7 +65,7 @@ class FeatureShape:
     dtype: ir.DataType
 
     def of(self, frames: str) -> list[int | str]:
-        """Shape of the features of ``frames`` frames."""
+        """Shape of the features of `frames` frames."""
         return [frames, self.tokens, self.channels]
 
 

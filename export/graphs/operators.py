@@ -1,8 +1,8 @@
-"""The three data-dependent steps of PruneVid as operators of the ONNX domain ``prunevid``.
+"""The three data-dependent steps of PruneVid as operators of the ONNX domain `prunevid`.
 
 Each operator has a body of standard ONNX operators (a model-local function), so a graph that uses it runs on
 any ONNX runtime. A backend with a kernel of its own drops the bodies and keeps the nodes. The oracle of all
-three is :mod:`prunevid.methods`.
+three is `prunevid.methods`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOWEST = -3.4028234663852886e38
 
 
 def dpc_knn(opset: int, neighbours: int) -> ir.Function:
-    """``DpcKnn(squared_distances, valid, clusters) -> cluster``: density-peak clustering of padded groups.
+    """`DpcKnn(squared_distances, valid, clusters) -> cluster`: density-peak clustering of padded groups.
 
     Inputs: squared_distances float32 [G, N, N] (divided by the channel count, zero diagonal), valid bool [G, N],
     clusters int64 [G]. Output: cluster int64 [G, N], the cluster number of each token within its group, -1 where
@@ -100,7 +100,7 @@ def _nearest_centre(op: Any, squared: ir.Value, order: ir.Value, position: ir.Va
 
 
 def refine_segments(opset: int) -> ir.Function:
-    """``RefineSegments(labels) -> segment``: cluster labels of frames to contiguous segments.
+    """`RefineSegments(labels) -> segment`: cluster labels of frames to contiguous segments.
 
     Input: labels int64 [T]. Output: segment int64 [T], non-decreasing from 0. A run of equal labels is kept if it
     is the longest of its label and longer than one frame; the frames of all other runs join, left to right, the
@@ -189,11 +189,11 @@ def _join_left_to_right(
 
 
 def group_topk(opset: int, largest: int) -> ir.Function:
-    """``GroupTopK(scores, group, quota, most) -> marks``: the best tokens of every group.
+    """`GroupTopK(scores, group, quota, most) -> marks`: the best tokens of every group.
 
     Inputs: scores float32 [V], group int64 [V], ascending, quota int64 [G], most int64 [1], a number that no quota
     exceeds. Output: marks int64 [V], 1 for the quota[g] tokens of group g with the largest scores, ties to the lower
-    index, else 0. One group may have any number of tokens; of several, none has more than ``largest``. So nothing is
+    index, else 0. One group may have any number of tokens; of several, none has more than `largest`. So nothing is
     sorted but a group's tokens, and only as far as quotas go. Source: PruneVid, section 3.3.
     """
 
@@ -231,13 +231,13 @@ def _first_of_group(op: Any, group: ir.Value, groups: ir.Value) -> ir.Value:
 
 
 def new_graph(name: str, opset: int, domains: tuple[str, ...] = ()) -> tuple[ir.Graph, Any]:
-    """An empty graph for ``opset`` (with version 1 of ``domains``) and the op builder that writes into it."""
+    """An empty graph for `opset` (with version 1 of `domains`) and the op builder that writes into it."""
     graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": opset, **dict.fromkeys(domains, 1)})
     return graph, builder_for(graph)
 
 
 def builder_for(graph: ir.Graph) -> Any:
-    """An op builder that appends nodes to ``graph``: ``op.Add(x, y)`` adds an Add node and returns its output."""
+    """An op builder that appends nodes to `graph`: `op.Add(x, y)` adds an Add node and returns its output."""
     return GraphBuilder(graph).op
 
 

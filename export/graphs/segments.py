@@ -20,7 +20,7 @@ def segment_frames(op: Any, features: ir.Value, counts: ir.Value, dpc_knn: ir.Fu
         op: the builder.
         features: float32 [T, N, C].
         counts: the graph's input segment_counts.
-        dpc_knn: the operator, of so many ``neighbours``.
+        dpc_knn: the operator, of so many `neighbours`.
         neighbours: k of its density.
     """
     frame = op.ReduceMean(features, [1], keepdims=0)

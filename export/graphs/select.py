@@ -1,6 +1,6 @@
 """The select graph: keep the visual tokens that the question attends to, and cut hidden states and KV to match.
 
-The oracle is :func:`prunevid.methods.selection.select_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.3.
+The oracle is `prunevid.methods.selection.select_tokens`. Source: PruneVid (arXiv 2412.16117), section 3.3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prunevid.export.graphs.dialects import Dialect, add_output
 
 
 def build_select(shape: DecoderShape, dialect: Dialect, dtype: ir.DataType, layers: int, largest: int) -> ir.Model:
-    """The select graph behind ``layers`` decoder layers (the M + 1 of llm_pre).
+    """The select graph behind `layers` decoder layers (the M + 1 of llm_pre).
 
     Inputs: question_scores float32 [T], token_group int64 [V], ascending, quota int64 [G], kept_count int64 [1] (the
     sum of the quotas), position_ids int64 [axes, T], video_start int64 [1], hidden [1, T, C] and the layers' KV; the

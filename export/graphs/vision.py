@@ -1,6 +1,6 @@
 """The vision_merge graph: frames in, merged visual tokens out.
 
-The tower, projector and pooling are traced by ``torch.onnx.export`` from the transformers modules themselves, with
+The tower, projector and pooling are traced by `torch.onnx.export` from the transformers modules themselves, with
 hollow parameters: tensors of the right shape that own no memory. Their values come from the checkpoint later, one
 at a time, as for every other graph. The merge is appended to the traced graph node by node.
 """
@@ -50,7 +50,7 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, prune: PruneConfig) -
     Inputs: pixel_values float32 [F, 3, size, size] of new frames, at least one, past_features [P, N, C] (features of
     the frames before them, if any) and the inputs that carry the settings.
     Outputs: features [P + F, N, C] and what the graph merge makes of them (see
-    :func:`prunevid.export.graphs.merge.build_merge`). Features and tokens have the weights' dtype.
+    `prunevid.export.graphs.merge.build_merge`). Features and tokens have the weights' dtype.
     """
     model = _trace(spec)
     graph = model.graph
@@ -76,7 +76,7 @@ def build_vision_merge(spec: VisionSpec, weights: Weights, prune: PruneConfig) -
 def hollow(module: Any, dtype: Any) -> Any:
     """Give every parameter of a torch module on the meta device a shape without memory; returns the module.
 
-    A zero of torch type ``dtype``, expanded to the parameter's shape, owns a few bytes, yet it can be traced like the
+    A zero of torch type `dtype`, expanded to the parameter's shape, owns a few bytes, yet it can be traced like the
     real thing.
     """
     import torch

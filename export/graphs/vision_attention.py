@@ -13,7 +13,7 @@ MULTI_HEAD = "prunevid_multi_head"
 
 
 def use_attention(tower: Any, name: str) -> None:
-    """Have a transformers vision tower compute its attention by the implementation ``name`` when it is traced.
+    """Have a transformers vision tower compute its attention by the implementation `name` when it is traced.
 
     Source: transformers' AttentionInterface, by which any function can be an attention of its models.
     """

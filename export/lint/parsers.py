@@ -20,10 +20,10 @@ class Parser:
     """What a parser takes.
 
     operators: the types that each takes, in NumPy's words. opsets: oldest and newest, None where none is refused.
-    plugins: whether the ``prunevid`` operators are plugins there. changed: operators whose newer meaning it does not
+    plugins: whether the `prunevid` operators are plugins there. changed: operators whose newer meaning it does not
     know. constant_inputs: numbers of inputs that must be constants. fixed_attributes: the values that attributes can
     have. topk_most: the largest K. int4_blocks: sizes of blocks, None for any. io_types: of inputs and outputs.
-    input_types: of inputs that ``operators`` does not speak of. code_constants: where constants of quantized codes can
+    input_types: of inputs that `operators` does not speak of. code_constants: where constants of quantized codes can
     stand beside DequantizeLinear. least_head: the smallest head of attention. read_as: types that it takes for others.
     """
 

@@ -20,7 +20,7 @@ from prunevid.export.lint.scope import Bounds, Scope
 
 
 def _topk(node: onnx.NodeProto, scope: Scope, parser: Parser) -> Iterator[str]:
-    """K is bounded by its own value and by the length of the axis. ``sorted`` = 0 passes: results come sorted."""
+    """K is bounded by its own value and by the length of the axis. `sorted` = 0 passes: results come sorted."""
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
     sizes = scope.sizes(node.input[0])
     length = sizes[axis] if -len(sizes) <= axis < len(sizes) else Bounds(0, inf)

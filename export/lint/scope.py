@@ -176,7 +176,7 @@ class Scope:
         return _around(sizes[place] for place in places.ravel() if -len(sizes) <= place < len(sizes))
 
     def _condition(self, name: str) -> bool | None:
-        """Whether two integers are equal, if ``name`` says so and it is known, else None."""
+        """Whether two integers are equal, if `name` says so and it is known, else None."""
         node = self.producers.get(name)
         if node is None or node.op_type != "Equal":
             return None

@@ -2,13 +2,13 @@
 
 Sources, all of the parser's repository github.com/onnx/onnx-tensorrt:
 
-- ``docs/operators.md`` of TensorRT 10.1 (commit 96e7811), 10.14 (c727277), 10.15 (fa5aa9f), 10.16 (6bde659) and 11.1
+- `docs/operators.md` of TensorRT 10.1 (commit 96e7811), 10.14 (c727277), 10.15 (fa5aa9f), 10.16 (6bde659) and 11.1
   (7c51a63) was read; 10.16 differs from 10.15 in nothing but its number.
-- ``docs/Changelog.md`` at 10.15 (fa5aa9f) tells in which of the releases between 10.1 and 10.15 an operator or a type
+- `docs/Changelog.md` at 10.15 (fa5aa9f) tells in which of the releases between 10.1 and 10.15 an operator or a type
   came or a restriction went. Releases 10.3 and 10.13 are known by way of these two, not from their own table.
 - 11.0's operators are from the release notes in github.com/NVIDIA/TensorRT (CHANGELOG.md at v11.1).
 
-Where that table says less than the parser's code does, the code is followed; :data:`FROM_CODE` names each case.
+Where that table says less than the parser's code does, the code is followed; `FROM_CODE` names each case.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ CONSTANT_TYPES = IO_TYPES | frozenset(["float64", "float8_e4m3fn", "int4", "floa
 def operators(release: tuple[int, int]) -> dict[str, frozenset[str]]:
     """The operators that a release parses, and the element types that each takes, in NumPy's words.
 
-    Raises ValueError for a release older than :data:`OLDEST`.
+    Raises ValueError for a release older than `OLDEST`.
     """
     if release < OLDEST:
         raise ValueError(f"no table for TensorRT {release[0]}.{release[1]}: the oldest is {OLDEST[0]}.{OLDEST[1]}")

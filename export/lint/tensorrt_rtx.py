@@ -1,8 +1,8 @@
 """What TensorRT-RTX takes otherwise than TensorRT does: data, with reasons.
 
 Every row was found by giving the real parser and builder (tensorrt_rtx 1.7.1.116) ONNX's own node tests, in every
-element type and with constants in the place of inputs; ``tests/test_tensorrt_parser.py`` does so again. Rows are
-differences from :data:`BASE`'s documents. Where TensorRT's code may well do the same, the row says so: it was not tried
+element type and with constants in the place of inputs; `tests/test_tensorrt_parser.py` does so again. Rows are
+differences from `BASE`'s documents. Where TensorRT's code may well do the same, the row says so: it was not tried
 there.
 """
 

@@ -1,7 +1,7 @@
 """Which nodes of a graph a release of TensorRT or TensorRT-RTX could not parse or build, told without either.
 
-What each takes is data: :mod:`prunevid.export.lint.tensorrt` and :mod:`prunevid.export.lint.tensorrt_rtx`. A graph is
-looked at as the parser will see it: releases with plugins for the ``prunevid`` operators get their nodes, all others
+What each takes is data: `prunevid.export.lint.tensorrt` and `prunevid.export.lint.tensorrt_rtx`. A graph is
+looked at as the parser will see it: releases with plugins for the `prunevid` operators get their nodes, all others
 the bodies of their functions, written out. Element types and shapes come from ONNX's shape inference.
 """
 
@@ -67,7 +67,7 @@ def unsupported(
 def refuse_unsupported(
     model: onnx.ModelProto, version: str, *, sizes: Mapping[str, int | tuple[int, int]] | None = None
 ) -> None:
-    """Raise PruneVidError where a release could not parse or build a model; see :func:`unsupported`."""
+    """Raise PruneVidError where a release could not parse or build a model; see `unsupported`."""
     findings = unsupported(model, version, sizes=sizes)
     if not findings:
         return
@@ -81,7 +81,7 @@ def refuse_unsupported(
 
 
 def check_graphs(folder: Path, graphs: Mapping[str, GraphSpec]) -> None:
-    """Raise PruneVidError where one of :data:`RELEASES` could not parse a graph that is written in ``folder``."""
+    """Raise PruneVidError where one of `RELEASES` could not parse a graph that is written in `folder`."""
     for spec in graphs.values():
         model = onnx.load(folder / spec.file, load_external_data=False)
         for release in RELEASES:

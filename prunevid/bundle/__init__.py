@@ -1,6 +1,6 @@
 """The bundle: one folder that holds everything a pruned video language model needs at run time.
 
-``manifest.json`` names every other file with its size and SHA-256. A bundle is written under a temporary name and
+`manifest.json` names every other file with its size and SHA-256. A bundle is written under a temporary name and
 renamed when whole, so a killed export leaves nothing that loads; opening one verifies it, since a bundle is
 untrusted input.
 """

@@ -50,6 +50,6 @@ def check_unchanged(bundle: Bundle, work: str) -> None:
 
 
 def replace_manifest(bundle: Bundle, folder: Path, manifest: Manifest) -> None:
-    """Give the bundle another manifest. ``folder``: from `changing`."""
+    """Give the bundle another manifest. `folder`: from `changing`."""
     write_manifest(folder, manifest)
     (folder / MANIFEST).replace(bundle.path / MANIFEST)

@@ -20,6 +20,6 @@ def sha256_of(path: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and SHA-256 of every file below ``folder``, by its relative name, sorted; the manifest itself left out."""
+    """Size and SHA-256 of every file below `folder`, by its relative name, sorted; the manifest itself left out."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {p.relative_to(folder).as_posix(): FileRecord(p.stat().st_size, sha256_of(p)) for p in paths}

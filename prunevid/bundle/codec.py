@@ -32,7 +32,7 @@ def read_json(text: bytes) -> Any:
 
 
 def decode(kind: Any, data: Any, where: str) -> Any:
-    """Build ``kind`` (dataclass, tuple, dict, union or scalar) from JSON data.
+    """Build `kind` (dataclass, tuple, dict, union or scalar) from JSON data.
 
     Raises ValueError, which names what does not fit, or UnknownEntryError for what is not declared.
     """

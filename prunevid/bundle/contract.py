@@ -1,7 +1,7 @@
 """What every graph of the chain takes and gives, as the model's shapes and the settings make it.
 
 The runtime's side of the contract with the exporter: buffers, KV caches and embeddings are laid out by these shapes, so
-a bundle whose graphs have others is refused when it is opened. ``docs/architecture.md`` says what each tensor is.
+a bundle whose graphs have others is refused when it is opened. `docs/architecture.md` says what each tensor is.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _select(manifest: Manifest) -> Tensors:
 
 
 def _cache(manifest: Manifest, side: str, layers: range, rows: str = "capacity") -> Iterator[TensorSpec]:
-    """Keys and values of some layers. ``rows``: of the buffers of a cache in place."""
+    """Keys and values of some layers. `rows`: of the buffers of a cache in place."""
     decoder = manifest.model.decoder
     if manifest.cache.is_in_place:
         shape: Shape = (1, decoder.kv_heads, rows, decoder.head_dim)

@@ -14,7 +14,7 @@ _CLUSTERING = ("prunevid", "DpcKnn")
 
 
 def check_graph(folder: Path, manifest: Manifest, name: str) -> None:
-    """Hold the file of the graph ``name`` against the manifest.
+    """Hold the file of the graph `name` against the manifest.
 
     Its operators are an export's, its inputs and outputs the manifest's, and its weights lie in files that the manifest
     lists. Raises ValueError where that is not so, OSError where the file cannot be read.
@@ -47,7 +47,7 @@ def _check_tensors(what: str, found: tuple[OnnxValue, ...], said: tuple[TensorSp
 
 
 def weight_files(graph: OnnxFile, file: str) -> list[str]:
-    """The bundle's files that hold weights of a graph, which is in the bundle's ``file``, each once, ascending."""
+    """The bundle's files that hold weights of a graph, which is in the bundle's `file`, each once, ascending."""
     return sorted({_beside(file, tensor.location) for tensor in graph.external})
 
 

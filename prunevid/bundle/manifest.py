@@ -1,4 +1,4 @@
-"""What ``manifest.json`` says, section by section."""
+"""What `manifest.json` says, section by section."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class PromptSpec:
         video_token: What the template writes where the video belongs, or each frame (`TokenLayout.placeholder`).
         eos_ids: What ends an answer.
         max_positions: The longest sequence that the language model takes.
-        special_tokens: The tokenizer's named tokens, by the names that chat templates know them by (``bos_token``,
+        special_tokens: The tokenizer's named tokens, by the names that chat templates know them by (`bos_token`,
             ...); None in bundles of older releases, which do not have them.
         question_tokenizer: The tokenizer of what else reads the question, where visual tokens depend on it.
 
@@ -171,9 +171,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime must know about a bundle, as ``manifest.json`` has it.
+    """Everything the runtime must know about a bundle, as `manifest.json` has it.
 
-    least_onnxruntime: the first release of ONNX Runtime that runs the graphs, such as ``1.27``; None for any that the
+    least_onnxruntime: the first release of ONNX Runtime that runs the graphs, such as `1.27`; None for any that the
     runtime itself accepts. engine_sets: engines of all graphs, a set for
     every place that some were built for.
     """
@@ -217,5 +217,5 @@ class Manifest:
 
     @property
     def float_type(self) -> str:
-        """``fp32`` or ``fp16``: the type of all that is not quantized, whatever ``precision`` says of the weights."""
+        """`fp32` or `fp16`: the type of all that is not quantized, whatever `precision` says of the weights."""
         return "fp16" if self.embeddings.dtype == "float16" else "fp32"

@@ -1,6 +1,6 @@
 """Manifests of earlier schemas: their JSON, turned into that of today's.
 
-A schema differs from the next in a list of steps (``_STEPS``), each for one section, which change the JSON in place.
+A schema differs from the next in a list of steps (`_STEPS`), each for one section, which change the JSON in place.
 What an earlier schema did not say is read from the graphs themselves; nothing else reads it there. The result is
 checked like any other manifest: a step refuses only what it cannot work with.
 """
@@ -47,7 +47,7 @@ def migrate(data: _Json, read_graph: ReadGraph) -> _Json:
     """Turn a manifest's JSON, of a schema from OLDEST_SCHEMA on, into that of SCHEMA_VERSION.
 
     Args:
-        data: The manifest; it is changed in place. Its ``schema_version`` is an integer.
+        data: The manifest; it is changed in place. Its `schema_version` is an integer.
         read_graph: Reads a graph's file.
 
     Returns:

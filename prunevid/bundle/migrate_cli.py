@@ -1,4 +1,4 @@
-"""``prunevid migrate``: a bundle of an earlier release gets a manifest of today's schema."""
+"""`prunevid migrate`: a bundle of an earlier release gets a manifest of today's schema."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
     """Read and check a bundle, which is untrusted until then.
 
-    The manifest, the kinds and sizes of all files and what the graphs hold are always checked; ``verify`` also hashes
+    The manifest, the kinds and sizes of all files and what the graphs hold are always checked; `verify` also hashes
     every file. Files that the manifest does not list are never read. A bundle that is replaced meanwhile is opened
     again. Raises PruneVidError where the folder, its manifest or a file is missing, cannot be read, is truncated or
     altered, where the manifest is of another version, where its parts do not go together, or where anything lies
@@ -214,7 +214,7 @@ def _check_graph(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 def _load(path: Path, read: Callable[[], _T]) -> _T:
-    """What ``read`` makes of a graph's file. Raises PruneVidError where it is refused."""
+    """What `read` makes of a graph's file. Raises PruneVidError where it is refused."""
     try:
         with reading(path):
             return read()

@@ -1,7 +1,7 @@
 """The operators that an export writes, by where it writes them. A bundle's graphs hold no others.
 
-So nothing in a graph runs longer than its inputs say: ``Scan`` has one step a frame, ``If`` none, and there is no
-``Loop``; functions call no functions, and what stands inside ``Scan`` and ``If`` contains neither. A test holds this
+So nothing in a graph runs longer than its inputs say: `Scan` has one step a frame, `If` none, and there is no
+`Loop`; functions call no functions, and what stands inside `Scan` and `If` contains neither. A test holds this
 list against the graphs of every dialect, precision and recipe, in both directions.
 """
 
@@ -32,7 +32,7 @@ GRAPH_OPERATORS = {
     ),
     "portable": _GRAPH | _names("DequantizeLinear GreaterOrEqual Or QuantizeLinear Split"),
 }
-"""By dialect, the operators of graphs themselves, as ``DOMAIN.NAME``, or ``NAME`` where they are ONNX's own."""
+"""By dialect, the operators of graphs themselves, as `DOMAIN.NAME`, or `NAME` where they are ONNX's own."""
 
 FUNCTION_OPERATORS = {
     "prunevid.DpcKnn": _names(

@@ -16,7 +16,7 @@ _LACKING = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Give ``source`` the name ``target``. Raises FileExistsError where there is something of that name."""
+    """Give `source` the name `target`. Raises FileExistsError where there is something of that name."""
     if _renameat2(source, target, _NOREPLACE):
         return
     if os.path.lexists(target):
@@ -25,7 +25,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchange the names of two folders, in one step on Linux; elsewhere ``other`` is missing for a moment."""
+    """Exchange the names of two folders, in one step on Linux; elsewhere `other` is missing for a moment."""
     if _renameat2(one, other, _EXCHANGE):
         return
     aside = one.with_name(f"{one.name}.old")

@@ -19,7 +19,7 @@ from prunevid.errors import PruneVidError
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json`` into ``folder``, whole or not at all: the last step of an export or a build."""
+    """Write `manifest.json` into `folder`, whole or not at all: the last step of an export or a build."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
     partial = folder / f".{MANIFEST}.partial"
     try:
@@ -39,10 +39,10 @@ class _Found:
 
 @contextmanager
 def new_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its name when the block ends, and vanishes when it fails.
+    """A temporary folder beside `output` that takes its name when the block ends, and vanishes when it fails.
 
     A bundle that is replaced is there until the new one is, and whoever opens it finds one of them. Raises
-    PruneVidError if ``output`` exists and is not a bundle that ``overwrite`` allows to replace, cannot be written, or
+    PruneVidError if `output` exists and is not a bundle that `overwrite` allows to replace, cannot be written, or
     is no longer what it was when the block began: that stays as it is.
     """
     target = Path(os.path.abspath(output))
@@ -67,10 +67,10 @@ def new_bundle(output: str | os.PathLike[str], *, overwrite: bool = False) -> It
 
 
 def check_target(output: str | os.PathLike[str], overwrite: bool = False) -> _Found | None:
-    """What is at ``output``, and may be replaced; None for nothing.
+    """What is at `output`, and may be replaced; None for nothing.
 
     Raises PruneVidError where there is something else: a link, a place of a file system, the current folder, a file,
-    a folder with other things in it, a bundle unless ``overwrite``.
+    a folder with other things in it, a bundle unless `overwrite`.
     """
     if not os.fspath(output):
         raise PruneVidError("the path of the output is empty: give the name of a folder")
@@ -98,7 +98,7 @@ def check_target(output: str | os.PathLike[str], overwrite: bool = False) -> _Fo
 
 
 def _publish(partial: Path, target: Path, found: _Found | None) -> None:
-    """Give a finished bundle its name, unless something else has come there that was not ``found`` before."""
+    """Give a finished bundle its name, unless something else has come there that was not `found` before."""
     now = _found(target) if os.path.lexists(target) else None
     if now is None and not os.path.lexists(target):
         try:
@@ -109,7 +109,7 @@ def _publish(partial: Path, target: Path, found: _Found | None) -> None:
     if found is None or now != found:
         raise _changed(target)
     exchange(partial, target)
-    # What was replaced lies at ``partial`` now, and cannot change any more.
+    # What was replaced lies at `partial` now, and cannot change any more.
     if _found(partial) != found or (found.manifest is None and any(partial.iterdir())):
         exchange(partial, target)
         raise _changed(target)

@@ -17,7 +17,7 @@ _LONGEST_WORD = 300
 
 
 def run_framed(prog: str, work: Callable[[], int], missing: Callable[[ImportError], str | None]) -> int:
-    """Run a command's ``work``, and return its exit status.
+    """Run a command's `work`, and return its exit status.
 
     prog: its name in sentences. missing: the sentence about a module that cannot be imported, None where that is a
     fault of ours. Raises what no user can mend, what came of a signal, and, as argparse does, SystemExit where only

@@ -1,4 +1,4 @@
-"""Signals that end a command: Ctrl-C, ``kill``, a terminal that was closed. Its work is undone, and nothing printed."""
+"""Signals that end a command: Ctrl-C, `kill`, a terminal that was closed. Its work is undone, and nothing printed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 class Stopping:
     """While its block runs, signals that end a process raise Stopped in it; the block then ends without an error.
 
-    Signals that whoever started the process had it ignore (``nohup``, background jobs of scripts) stay ignored, and
+    Signals that whoever started the process had it ignore (`nohup`, background jobs of scripts) stay ignored, and
     threads but the main one cannot be interrupted.
 
     Attributes:

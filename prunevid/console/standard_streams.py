@@ -60,7 +60,7 @@ class _RawOutput(_Raw):
 
 @contextmanager
 def guarded() -> Iterator[bool]:
-    """While the block runs, ``sys.stdout`` and ``sys.stderr`` are as said above; gives whether there is an output."""
+    """While the block runs, `sys.stdout` and `sys.stderr` are as said above; gives whether there is an output."""
     before = sys.stdout, sys.stderr
     _fill_descriptors()
     try:
@@ -84,7 +84,7 @@ def _fill_descriptors() -> None:
 
 
 def _guard(stream: TextIO | None, descriptor: int, raw: type[_Raw]) -> TextIO:
-    """``stream`` over a descriptor that fails as it should; a stream without one, such as a test's, is left alone."""
+    """`stream` over a descriptor that fails as it should; a stream without one, such as a test's, is left alone."""
     if stream is not None:
         try:
             descriptor = stream.fileno()

@@ -17,7 +17,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 def whole(text: str, largest: int = 2**31 - 1) -> int:
-    """A whole number of ``largest`` at most, negative or not; libraries count in 32 bits."""
+    """A whole number of `largest` at most, negative or not; libraries count in 32 bits."""
     if not _WHOLE.fullmatch(text):
         raise ArgumentTypeError(f"give a whole number, not {text!r}")
     # Python refuses to read thousands of digits.
@@ -39,7 +39,7 @@ def number(text: str) -> float:
 def path(text: str) -> str:
     """A path that a file could have, whether there is one or not.
 
-    A ``~`` that the shell left as it was, as in ``--output=~/x``, is the home folder: nobody means a folder ``~``.
+    A `~` that the shell left as it was, as in `--output=~/x`, is the home folder: nobody means a folder `~`.
     """
     if not text:
         raise ArgumentTypeError("the path is empty")

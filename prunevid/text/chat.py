@@ -51,7 +51,7 @@ class ChatPrompt:
         special_tokens: The tokenizer's named tokens (bos_token, eos_token, ...), which are variables of the template.
             With them, the tokenizer adds what its post-processor adds to a text (a BOS), unless the template has
             written bos_token itself, as transformers' processors do. None (bundles without them): it adds nothing.
-        placeholder: What it stands for, ``video`` or ``frame``; frames are images to the template.
+        placeholder: What it stands for, `video` or `frame`; frames are images to the template.
         max_question_tokens: The longest question, and the longest system message, that are accepted.
 
     Attributes:
@@ -218,7 +218,7 @@ class ChatPrompt:
         return [part[1:] if number else part for number, part in enumerate(parts)]
 
     def _check_frames(self, two: PromptIds) -> None:
-        """Raise PruneVidError unless any number of frames has the same around and between them as ``two`` have."""
+        """Raise PruneVidError unless any number of frames has the same around and between them as `two` have."""
         if self._placeholder == "video":
             return
         if len(two.between) > MOST_BETWEEN:

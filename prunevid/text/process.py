@@ -39,11 +39,11 @@ class TextProcess:
 
     The worker starts with the object, and again after one that ended. Methods have the names that they have in the
     tokenizers library. All raise PruneVidError where the tokenizer or the template fails, takes too long, or takes too
-    much memory (:mod:`prunevid.text.limits`).
+    much memory (`prunevid.text.limits`).
     """
 
     def __init__(self, tokenizer: Path, template: str) -> None:
-        """``tokenizer``: a tokenizer.json; ``template``: a Jinja template. Their faults are told when they are used."""
+        """`tokenizer`: a tokenizer.json; `template`: a Jinja template. Their faults are told when they are used."""
         self._files = {"tokenizer": os.path.abspath(tokenizer), "template": template}
         self._size = tokenizer.stat().st_size if tokenizer.is_file() else 0
         self._lock = threading.Lock()
@@ -175,14 +175,14 @@ class _Worker:
         return os.getpid() == self._owner
 
     def send(self, what: str, arguments: dict[str, Any]) -> None:
-        """Ask for something; the answer is :meth:`receive`'s."""
+        """Ask for something; the answer is `receive`'s."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended: receive() tells of it
             self._process.stdin.write(json.dumps({"do": what, "with": arguments}).encode() + b"\n")
             self._process.stdin.flush()
 
     def receive(self, file_size: int) -> Any:
-        """The answer to what was asked. Raises PruneVidError; ``failed`` says whether the worker is of no more use."""
+        """The answer to what was asked. Raises PruneVidError; `failed` says whether the worker is of no more use."""
         seconds = (0 if self.loaded else _START_SECONDS) + _PATIENCE * LIMITS.seconds(file_size)
         self.failed = True
         try:

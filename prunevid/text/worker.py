@@ -1,6 +1,6 @@
 """The worker: one tokenizer and one chat template, asked over standard input and output, a line of JSON each way.
 
-Both come from strangers and can ask for any time and memory: they get what :data:`LIMITS` says, and a worker that takes
+Both come from strangers and can ask for any time and memory: they get what `LIMITS` says, and a worker that takes
 more is ended by the system. Where the system can do neither (Windows), whoever asks ends it instead.
 """
 
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer every line of ``requests`` with one of ``replies``: {"result": ...} or {"error": SENTENCE}."""
+    """Answer every line of `requests` with one of `replies`: {"result": ...} or {"error": SENTENCE}."""
     worker = _Worker()
     for line in requests:
         request = json.loads(line)

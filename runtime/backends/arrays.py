@@ -1,6 +1,6 @@
 """Arrays that the chain hands from graph to graph, and the memory that they lie in.
 
-On the CPU an array is a NumPy array, and nothing here costs anything. On a device it is a :class:`DeviceArray`: a place
+On the CPU an array is a NumPy array, and nothing here costs anything. On a device it is a `DeviceArray`: a place
 in memory that this process must not read. The chain treats both alike: it slices, reshapes, copies and binds them.
 """
 
@@ -17,10 +17,10 @@ from prunevid.errors import PruneVidError
 
 
 class DeviceArray:
-    """An array on a device: rows of ``shape[0]`` blocks that lie ``pitch`` bytes apart.
+    """An array on a device: rows of `shape[0]` blocks that lie `pitch` bytes apart.
 
     pointer: address of the first element. owner: kept alive as long as any array of its memory is. Slicing with step
-    1 along the first axis, or along the second (``array[:, a:b]``), makes a view; so does :meth:`reshape`.
+    1 along the first axis, or along the second (`array[:, a:b]`), makes a view; so does `reshape`.
     """
 
     __slots__ = ("dtype", "owner", "pitch", "pointer", "shape")
@@ -46,7 +46,7 @@ class DeviceArray:
         return self.shape[0]
 
     def __getitem__(self, key: slice | tuple[slice, slice]) -> DeviceArray:
-        """A view of some rows: ``array[a:b]`` or ``array[:, a:b]``."""
+        """A view of some rows: `array[a:b]` or `array[:, a:b]`."""
         if isinstance(key, slice):
             start, stop = _bounds(key, self.shape[0])
             return DeviceArray(
@@ -89,7 +89,7 @@ class Slot:
         self._sizes = [self.shape[axis] for axis in self._fixed]
 
     def readable(self, array: Array) -> Array:
-        """``array`` as a graph can read it: NumPy's become contiguous, aligned and of native byte order.
+        """`array` as a graph can read it: NumPy's become contiguous, aligned and of native byte order.
 
         They are copied where they are not. Raises PruneVidError where element type or shape are not the input's.
         """
@@ -105,7 +105,7 @@ class Slot:
         return array
 
     def writable(self, array: Array) -> Array:
-        """``array``, into which a graph writes in place. Raises PruneVidError where it cannot."""
+        """`array`, into which a graph writes in place. Raises PruneVidError where it cannot."""
         self._check(array)
         if isinstance(array, np.ndarray) and not array.flags.carray:
             raise PruneVidError(
@@ -139,11 +139,11 @@ class MemorySpace(Protocol):
         ...
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> Array:
-        """Like :meth:`empty`, but of zeros."""
+        """Like `empty`, but of zeros."""
         ...
 
     def copy(self, source: Array, target: Array) -> None:
-        """Copy the values of ``source``, which may be any NumPy array, into ``target`` of the same shape and dtype.
+        """Copy the values of `source`, which may be any NumPy array, into `target` of the same shape and dtype.
 
         Raises ValueError where shape or dtype differ.
         """
@@ -158,17 +158,17 @@ class HostMemory:
     """The memory of the CPU: arrays are NumPy's."""
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """See :class:`MemorySpace`."""
+        """A contiguous array with any values."""
         with _room(shape, dtype):
             return np.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """See :class:`MemorySpace`; zeros cost no memory until a page is written to."""
+        """Like `empty`, but of zeros; zeros cost no memory until a page is written to."""
         with _room(shape, dtype):
             return np.zeros(shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
-        """See :class:`MemorySpace`."""
+        """Copy the values of `source`, which may be any NumPy array, into `target` of the same shape and dtype."""
         assert isinstance(source, np.ndarray)
         assert isinstance(target, np.ndarray)
         check_copy(source, target)

@@ -16,24 +16,24 @@ _LOG = logging.getLogger("prunevid")
 
 
 class Graph(Protocol):
-    """A loaded graph. ``inputs`` and ``outputs`` are the names that it has."""
+    """A loaded graph. `inputs` and `outputs` are the names that it has."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """Compute the named ``outputs`` from ``feeds``. Others may be computed as well, and dropped.
+        """Compute the named `outputs` from `feeds`. Others may be computed as well, and dropped.
 
         Arrays are contiguous. Feeds may be NumPy arrays wherever the graph runs: small things come from the host. An
         output that comes with an array is written into it, in place; it may be an input's memory where the graph is
         made for that. The others are allocated. Returns all of them, which may not be computed yet: only
-        :meth:`MemorySpace.download` waits. Any thread may run it. Raises PruneVidError where the run fails.
+        `MemorySpace.download` waits. Any thread may run it. Raises PruneVidError where the run fails.
         """
         ...
 
 
 class Backend(Protocol):
-    """Loads graphs and holds their arrays. ``name`` is what the command line calls it."""
+    """Loads graphs and holds their arrays. `name` is what the command line calls it."""
 
     name: str
 
@@ -47,15 +47,15 @@ class Backend(Protocol):
         ...
 
     def past_rows(self, length: int) -> int:
-        """How many rows of a KV cache to give a decode step as past, where ``length`` are in use.
+        """How many rows of a KV cache to give a decode step as past, where `length` are in use.
 
-        More than those where graphs run faster on few different shapes; the graphs mask the others. The ``ort``
+        More than those where graphs run faster on few different shapes; the graphs mask the others. The `ort`
         dialect is given whole buffers anyway.
         """
         ...
 
     def now(self) -> Any:
-        """The moment at which all that was begun is done: ``later - earlier`` is seconds."""
+        """The moment at which all that was begun is done: `later - earlier` is seconds."""
         ...
 
 
@@ -64,11 +64,11 @@ _MOST_THREADS = 1024
 
 
 def choose_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
-    """The backend called ``name`` for a bundle. threads: of the CPU, None for all cores.
+    """The backend called `name` for a bundle. threads: of the CPU, None for all cores.
 
-    ``auto`` is the fastest that works here: the bundle's TensorRT engines if they were built for this GPU, else its
+    `auto` is the fastest that works here: the bundle's TensorRT engines if they were built for this GPU, else its
     TensorRT-RTX engines if they were, else ONNX Runtime on the GPU if it can run the bundle, else ONNX Runtime on the
-    CPU. Where a GPU is passed over, the log says why. ``ort-tensorrt`` is never chosen, since it builds engines when it
+    CPU. Where a GPU is passed over, the log says why. `ort-tensorrt` is never chosen, since it builds engines when it
     is first used. Raises PruneVidError where the backend cannot run the bundle here.
     """
     if threads is not None and threads < 1:

@@ -1,7 +1,7 @@
 """NVIDIA's CUDA runtime, through the package cuda-python: the only module that calls it.
 
 Everything goes through one stream of device 0 (CUDA_VISIBLE_DEVICES says which GPU that is), in the order in which it
-was asked for; only :meth:`Cuda.synchronize` waits. CUDA's errors come out as PruneVidError with CUDA's name for them.
+was asked for; only `Cuda.synchronize` waits. CUDA's errors come out as PruneVidError with CUDA's name for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Cuda:
     """One GPU and one stream on it. Raises PruneVidError where there is no GPU, no driver or no cuda-python."""
 
     def __init__(self, runtime: Any = None) -> None:
-        """``runtime``: the module that speaks to CUDA, by default cuda-python's."""
+        """`runtime`: the module that speaks to CUDA, by default cuda-python's."""
         self._runtime = runtime or _import_runtime()
         # Held during every call, and around those that belong together: one thread at a time. Whoever holds it waits
         # for no other thread.
@@ -53,20 +53,20 @@ class Cuda:
         return f"{version // 1000}.{version % 1000 // 10}"
 
     def allocate(self, nbytes: int) -> int:
-        """Address of ``nbytes`` of device memory, aligned to 256 bytes. Raises PruneVidError where there is no room."""
+        """Address of `nbytes` of device memory, aligned to 256 bytes. Raises PruneVidError where there is no room."""
         if self._has_pools:
             return int(self._call("cudaMallocAsync", nbytes, self._stream, nbytes=nbytes))
         return int(self._call("cudaMalloc", nbytes, nbytes=nbytes))
 
     def free(self, pointer: int) -> None:
-        """Give back what :meth:`allocate` gave, when all that was begun before is done with it."""
+        """Give back what `allocate` gave, when all that was begun before is done with it."""
         if self._has_pools:
             self._call("cudaFreeAsync", pointer, self._stream)
         else:
             self._call("cudaFree", pointer)
 
     def allocate_pinned(self, nbytes: int) -> int:
-        """Address of ``nbytes`` of host memory that the GPU copies from and to without waiting; never given back."""
+        """Address of `nbytes` of host memory that the GPU copies from and to without waiting; never given back."""
         return int(self._call("cudaMallocHost", nbytes, nbytes=nbytes))
 
     def upload(self, source: int, target: int, nbytes: int) -> None:
@@ -82,7 +82,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", target, source, nbytes, self._on_device, self._stream)
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, nbytes: int, rows: int) -> None:
-        """Begin to copy ``rows`` pieces of ``nbytes`` each within the device, which lie so many bytes apart."""
+        """Begin to copy `rows` pieces of `nbytes` each within the device, which lie so many bytes apart."""
         kind = self._on_device
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, nbytes, rows, kind, self._stream)
 
@@ -106,9 +106,9 @@ class Cuda:
         return float(self._call("cudaEventElapsedTime", begin, end)) / 1000
 
     def capture(self, work: Callable[[], None]) -> CapturedWork:
-        """Note down what ``work`` puts on the stream, without running it.
+        """Note down what `work` puts on the stream, without running it.
 
-        Raises PruneVidError where CUDA cannot capture it, and whatever ``work`` raises; the stream goes on as before.
+        Raises PruneVidError where CUDA cannot capture it, and whatever `work` raises; the stream goes on as before.
         """
         with self.lock:
             return self._capture(work)
@@ -173,7 +173,7 @@ class Cuda:
 
 
 class Moment:
-    """A moment on the stream; ``later - earlier`` is seconds, and waits for the later one."""
+    """A moment on the stream; `later - earlier` is seconds, and waits for the later one."""
 
     def __init__(self, cuda: Cuda, event: Any) -> None:
         self._cuda, self._event = cuda, event

@@ -24,7 +24,7 @@ _STAGING_BYTES = 8 << 20
 
 
 class DeviceMemory:
-    """See :class:`prunevid.runtime.backends.arrays.MemorySpace`."""
+    """Memory of a CUDA device: blocks that are given back are used again, the smaller ones."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -32,20 +32,20 @@ class DeviceMemory:
         self._unused: dict[int, list[int]] = {}
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
-        """See :class:`MemorySpace`; an array without elements has an address, too."""
+        """A contiguous array with any values; an array without elements has an address, too."""
         with self._cuda.lock:
             block = self._block(prod(shape) * dtype.itemsize)
         return DeviceArray(block.pointer, shape, dtype, block)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
-        """See :class:`MemorySpace`."""
+        """Like `empty`, but of zeros."""
         array = self.empty(shape, dtype)
         if array.nbytes:
             self._cuda.clear(array.pointer, array.nbytes)
         return array
 
     def copy(self, source: Array, target: Array) -> None:
-        """See :class:`MemorySpace`."""
+        """Copy the values of `source`, which may be any NumPy array, into `target` of the same shape and dtype."""
         assert isinstance(target, DeviceArray)
         check_copy(source, target)
         if not target.nbytes:
@@ -62,7 +62,7 @@ class DeviceMemory:
             )
 
     def download(self, array: Array) -> np.ndarray:
-        """See :class:`MemorySpace`; a NumPy array stays what it is."""
+        """The values as a NumPy array; waits for the runs that make them; a NumPy array stays what it is."""
         if isinstance(array, np.ndarray):
             return array
         with self._cuda.lock:
@@ -104,7 +104,7 @@ class _Staging:
         self._used = 0
 
     def upload(self, source: np.ndarray, target: DeviceArray) -> None:
-        """Begin to copy ``source`` into ``target``; ``source`` may change at once."""
+        """Begin to copy `source` into `target`; `source` may change at once."""
         if not target.contiguous:
             raise ValueError(f"cannot upload into {target.shape}, which is not contiguous")
         values = np.ascontiguousarray(source, target.dtype).reshape(-1).view(np.uint8)
@@ -128,7 +128,7 @@ class _Staging:
         return values.view(array.dtype).reshape(array.shape)
 
     def _reserve(self, nbytes: int) -> int:
-        """Where the next ``nbytes`` go; waits for what is under way where there is no room behind it."""
+        """Where the next `nbytes` go; waits for what is under way where there is no room behind it."""
         if self._used + nbytes > _STAGING_BYTES:
             self._wait()
         at = self._used

@@ -97,7 +97,7 @@ class EngineContext:
         self._captured: CapturedWork | None = None
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backends.backend.Graph`; the feeds fit the profile."""
+        """Compute the named `outputs` from `feeds`; the feeds fit the profile."""
         inputs = {name: self._input(name, array) for name, array in feeds.items() if name not in self._on_host}
         for name, value in self._on_host.items():
             value[...] = feeds[name]

@@ -25,7 +25,7 @@ _LARGEST = 1 << 28
 
 
 class KernelStore:
-    """Files of compiled kernels below ``.cache/prunevid``, in the folder ``name``.
+    """Files of compiled kernels below `.cache/prunevid`, in the folder `name`.
 
     Several processes may use it at once: a file is there whole or not at all, and the last one to write it counts.
     """
@@ -37,7 +37,7 @@ class KernelStore:
             self._folder = Path.home() / ".cache" / "prunevid" / name
 
     def read(self, key: Mapping[str, str]) -> bytes | None:
-        """What was kept under ``key``; None where there is nothing, and what cannot be used is thrown away."""
+        """What was kept under `key`; None where there is nothing, and what cannot be used is thrown away."""
         path, content = self._path(key), b""
         if path is None:
             return None
@@ -55,7 +55,7 @@ class KernelStore:
         return None
 
     def write(self, key: Mapping[str, str], content: bytes) -> None:
-        """Keep ``content`` under ``key``. Where that fails, a note says so, once."""
+        """Keep `content` under `key`. Where that fails, a note says so, once."""
         path = self._path(key)
         if path is None:
             self.tell("this user has no home folder")
@@ -69,7 +69,7 @@ class KernelStore:
                 self.tell(str(error))
 
     def discard(self, key: Mapping[str, str]) -> None:
-        """Throw away what was kept under ``key``."""
+        """Throw away what was kept under `key`."""
         path = self._path(key)
         if path is not None:
             with suppress(OSError):

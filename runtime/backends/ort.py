@@ -37,7 +37,7 @@ class OrtCpuBackend:
     memory = HostMemory()
 
     def __init__(self, threads: int | None = None, *, profile_to: Path | None = None) -> None:
-        """``profile_to``: a folder in which ONNX Runtime writes, per graph, when each operator ran and how long.
+        """`profile_to`: a folder in which ONNX Runtime writes, per graph, when each operator ran and how long.
 
         Such a profile is complete when its graph is gone from memory; writing it slows the graph down.
         """
@@ -51,7 +51,7 @@ class OrtCpuBackend:
         self._options.add_session_config_entry("session.use_env_allocators", "1")
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         check_onnxruntime(bundle.manifest.least_onnxruntime, str(bundle.path), ort.__version__)
         self.prepare(bundle)
         file = bundle.file(bundle.manifest.graphs[name].file)
@@ -75,12 +75,12 @@ class OrtCpuBackend:
 
 
 class OrtGraph:
-    """A graph in ONNX Runtime, run over arrays of ``place``, ONNX Runtime's word for where they lie."""
+    """A graph in ONNX Runtime, run over arrays of `place`, ONNX Runtime's word for where they lie."""
 
     def __init__(
         self, session: Any, file: Path, place: str, lock: AbstractContextManager[object] | None = None
     ) -> None:
-        """``lock``: held during a run, where runs of several threads would meet on one stream; the CPU needs none."""
+        """`lock`: held during a run, where runs of several threads would meet on one stream; the CPU needs none."""
         self._lock = lock or nullcontext()
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
@@ -91,7 +91,7 @@ class OrtGraph:
         self._session, self._file, self._place = session, file, place
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backends.backend.Graph`."""
+        """Compute the named `outputs` from `feeds`."""
         with self._lock:
             return self._run(feeds, outputs)
 
@@ -148,7 +148,7 @@ def session_options(threads: int | None) -> Any:
 
 
 def ask_for_exact_int8(options: Any, dialect: str) -> None:
-    """Have int8 computed exactly on a processor whose fast kernels saturate (:func:`machine.has_exact_int8`).
+    """Have int8 computed exactly on a processor whose fast kernels saturate (`machine.has_exact_int8`).
 
     Quantized operators of ONNX Runtime's own get products of uint8 and uint8, which take longer. Of Q/DQ nodes ONNX
     Runtime then does not make quantized operators at all, and computes them in float as they stand: with such products,
@@ -162,7 +162,7 @@ def ask_for_exact_int8(options: Any, dialect: str) -> None:
 
 
 def check_onnxruntime(least: str | None, whose: str, installed: str) -> None:
-    """Raise PruneVidError where ``whose`` graphs need a newer ONNX Runtime than ``installed``, such as ``1.23.2``."""
+    """Raise PruneVidError where `whose` graphs need a newer ONNX Runtime than `installed`, such as `1.23.2`."""
     if least is not None and _release(installed) < _release(least):
         raise PruneVidError(
             f"{whose} needs ONNX Runtime {least} or newer, and {installed} is installed: update onnxruntime, or "

@@ -54,7 +54,7 @@ class OrtCudaBackend:
         self.now = self._cuda.now
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         return _load(bundle, name, self._options, [(_CUDA, _cuda_options(self._cuda.stream))], self._cuda)
 
     def past_rows(self, length: int) -> int:
@@ -66,7 +66,7 @@ class OrtTensorRtBackend:
     """ONNX Runtime's TensorRT execution provider for the language model, CUDA for the rest.
 
     It builds engines when a graph runs for the first time, which takes minutes, and keeps them in the user's home
-    under ``.cache/prunevid/ort-tensorrt``. Raises PruneVidError where it is missing or cannot run the bundle.
+    under `.cache/prunevid/ort-tensorrt`. Raises PruneVidError where it is missing or cannot run the bundle.
     """
 
     name = "ort-tensorrt"
@@ -84,7 +84,7 @@ class OrtTensorRtBackend:
         self.now = self._cuda.now
 
     def load(self, bundle: Bundle, name: str) -> OrtGraph:
-        """See :class:`prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         stream = self._cuda.stream
         providers = [(_CUDA, _cuda_options(stream))]
         if name in _WHOLE_IN_TENSORRT:

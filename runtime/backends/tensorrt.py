@@ -102,7 +102,7 @@ class TensorRtBackend:
         self._largest_past = min(filter(None, map(largest_past, engines.values())), default=0)
 
     def load(self, bundle: Bundle, name: str) -> EngineGraph:
-        """See :class:`prunevid.runtime.backends.backend.Backend`."""
+        """Load a graph of the bundle."""
         return EngineGraph(self._tools, self._library, self._runtime, bundle, name, self._engines[name])
 
     def past_rows(self, length: int) -> int:
@@ -150,7 +150,7 @@ class EngineGraph:
         self._chosen: dict[object, int] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array | None]) -> dict[str, Array]:
-        """See :class:`prunevid.runtime.backends.backend.Graph`."""
+        """Compute the named `outputs` from `feeds`."""
         feeds = {name: self._slots[name].readable(feeds[name]) for name in self.inputs}
         for name, target in outputs.items():
             if target is not None:
@@ -171,7 +171,7 @@ class EngineGraph:
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger of TensorRT's module ``trt`` that says nothing."""
+    """A logger of TensorRT's module `trt` that says nothing."""
 
     class Logger(trt.ILogger):
         """Remembers the last error: TensorRT's functions only say that there was one."""

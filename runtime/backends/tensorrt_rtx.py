@@ -1,7 +1,7 @@
 """TensorRT for RTX: engines that `prunevid build --device rtx` put into a bundle, whose kernels are compiled here.
 
 The compiler runs when an engine is prepared, and again, in the background, for sizes that come up. What it made is
-kept in the user's home under ``.cache/prunevid/tensorrt-rtx``, by the engine's checksum, the GPU, the driver and the
+kept in the user's home under `.cache/prunevid/tensorrt-rtx`, by the engine's checksum, the GPU, the driver and the
 release. Sources: TensorRT for RTX's documentation, "Working with Runtime Cache", "Working with RTX CUDA Graphs",
 "Dynamic Shapes: Advanced Topics"; NvInferRuntime.h, IRuntimeConfig and IRuntimeCache.
 """
@@ -67,7 +67,7 @@ class TensorRtRtx:
 class RuntimeCache:
     """The kernels that are compiled for an engine; kept when that was prepared, and with what came up until its end.
 
-    It must live as long as the contexts that were made with ``config``: TensorRT-RTX does not hold it.
+    It must live as long as the contexts that were made with `config`: TensorRT-RTX does not hold it.
     """
 
     def __init__(self, config: Any, store: KernelStore, key: Mapping[str, str]) -> None:

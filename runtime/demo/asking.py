@@ -19,7 +19,7 @@ BUNDLE = HERE / "bundle"
 
 
 def questions() -> list[dict[str, str]]:
-    """The clip's questions: ``question``, ``answer`` (what is true) and ``kind`` of each."""
+    """The clip's questions: `question`, `answer` (what is true) and `kind` of each."""
     listed: list[dict[str, str]] = json.loads((HERE / "clip.json").read_text(encoding="utf-8"))["questions"]
     return listed
 

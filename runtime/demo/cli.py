@@ -1,4 +1,4 @@
-"""``prunevid demo``: the shipped model, clip and questions, with nothing to export or download."""
+"""`prunevid demo`: the shipped model, clip and questions, with nothing to export or download."""
 
 from __future__ import annotations
 

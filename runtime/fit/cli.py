@@ -1,4 +1,4 @@
-"""``prunevid fit``: the command line of the estimates."""
+"""`prunevid fit`: the command line of the estimates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a model keeps in memory while it answers: counts of parameters, and bytes of KV cache and of activations.
 
 Exact where shapes decide (parameters, KV), an upper estimate where the runtime does (activations): those follow how
-:mod:`prunevid.runtime.chain` runs the graphs, and count every operator's result as a tensor of its own.
+`prunevid.runtime.chain` runs the graphs, and count every operator's result as a tensor of its own.
 """
 
 from __future__ import annotations

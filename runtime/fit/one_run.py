@@ -1,4 +1,4 @@
-"""Runs a bundle once, to compare with an estimate: ``python -m prunevid.runtime.fit.one_run``, in a process of its own.
+"""Runs a bundle once, to compare with an estimate: `python -m prunevid.runtime.fit.one_run`, in a process of its own.
 
 Its own process, since the largest memory that a process ever had can not be taken back: pruned and unpruned run one
 after the other, and each has its own.

@@ -51,7 +51,7 @@ class Axis:
 
 
 def ticks(stop: float, unit: str) -> list[tuple[float, str]]:
-    """Round values from 0 to at least ``stop``, with their labels; unit: seconds, bytes, watts, share or count."""
+    """Round values from 0 to at least `stop`, with their labels; unit: seconds, bytes, watts, share or count."""
     stop = stop if stop > 0 else 1.0
     scale, suffix = next((s for s in _SCALES[unit] if s[0] <= stop), _SCALES[unit][-1])
     step = _round_step(stop / scale / _WANTED_TICKS)
@@ -62,7 +62,7 @@ def ticks(stop: float, unit: str) -> list[tuple[float, str]]:
 def line_chart(title: str, series: Sequence[Series], x: Axis, unit: str, *, spans: Sequence[Span] = ()) -> Markup:
     """A chart of one or more lines over a y axis that starts at 0.
 
-    title: what the y axis shows; unit: of the y axis, see :func:`ticks`. Few points are marked as such.
+    title: what the y axis shows; unit: of the y axis, see `ticks`. Few points are marked as such.
     """
     top = ticks(max((y for line in series for _, y in line.points), default=0.0), unit)
     height = top[-1][0]
@@ -113,6 +113,6 @@ def _share(value: float, axis: Axis) -> float:
 
 
 def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below ``least``."""
+    """The smallest of 1, 2, 5 times a power of ten that is not below `least`."""
     power: float = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))

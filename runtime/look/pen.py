@@ -8,7 +8,7 @@ from prunevid.runtime.look.style import BACKGROUND, TEXT, Colour, drawable, font
 
 
 class Pen:
-    """Draws onto :attr:`image`. All positions and sizes are in layout units, ``scale`` pixels each."""
+    """Draws onto `image`. All positions and sizes are in layout units, `scale` pixels each."""
 
     def __init__(self, image: Image.Image, scale: int) -> None:
         self.image, self.scale = image, scale
@@ -22,7 +22,7 @@ class Pen:
     def text(
         self, x: float, baseline: float, text: str, size: int, colour: Colour = TEXT, *, from_right: bool = False
     ) -> float:
-        """One line of text that begins, or ends, at ``x``; returns its other end."""
+        """One line of text that begins, or ends, at `x`; returns its other end."""
         face, anchor = font(size * self.scale), "rs" if from_right else "ls"
         letters = drawable(text)
         self._draw.text((x * self.scale, baseline * self.scale), letters, colour, face, anchor)

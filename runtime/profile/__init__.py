@@ -1,7 +1,7 @@
 """Where the milliseconds, tokens and megabytes of a question go, pruned beside unpruned.
 
-:func:`profile` measures a loaded pipeline and returns plain records; everything else turns those into a table, JSON,
-CSV or a page. The names below are loaded when they are first used: ``prunevid profile --help`` needs none of them.
+`profile` measures a loaded pipeline and returns plain records; everything else turns those into a table, JSON,
+CSV or a page. The names below are loaded when they are first used: `prunevid profile --help` needs none of them.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``prunevid profile``: the command line of the profiler."""
+"""`prunevid profile`: the command line of the profiler."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _settings(args: argparse.Namespace, bundle: Bundle) -> ProfileSettings:
 
 
 def _swept(sweep: str, base: PruneConfig) -> tuple[PruneConfig, ...]:
-    """``base`` with every value of a sweep such as ``keep_ratio=0.2,0.4``."""
+    """`base` with every value of a sweep such as `keep_ratio=0.2,0.4`."""
     name, _, values = sweep.partition("=")
     name = name.strip().replace("-", "_")
     if name not in SETTINGS or not values:

@@ -57,7 +57,7 @@ class ProfileSettings:
     """What to measure.
 
     frames: numbers of frames to sample, by default the bundle's. prune: settings to compare with no pruning, by
-    default the bundle's. runs: measured rounds, after ``warmup`` others. max_new_tokens: tokens of every answer, the
+    default the bundle's. runs: measured rounds, after `warmup` others. max_new_tokens: tokens of every answer, the
     first one included. Raises PruneVidError where a value is out of range.
     """
 
@@ -108,8 +108,8 @@ def profile(
     """Measure one question about one video, pruned and unpruned.
 
     load: how the pipeline was loaded, to go into the result. Operators are measured on their own, by
-    :func:`prunevid.runtime.profile.operator_times.measure_operators`. Raises PruneVidError as ``Pipeline.open`` and
-    ``VideoSession.stream`` do.
+    `prunevid.runtime.profile.operator_times.measure_operators`. Raises PruneVidError as `Pipeline.open` and
+    `VideoSession.stream` do.
     """
     settings = settings or ProfileSettings()
     settings.check(pipeline.bundle.manifest.prune)

@@ -1,7 +1,7 @@
 """The slowest operators of every graph, from a backend's own profiler.
 
 The question is asked twice in a pipeline that is loaded for this alone, since a profiler slows graphs down: the first
-time warms up, the second counts. What a profiler leaves behind becomes :class:`GraphOperators`, plain records, so
+time warms up, the second counts. What a profiler leaves behind becomes `GraphOperators`, plain records, so
 that another backend's profiler needs a reader of its own and nothing else.
 """
 

@@ -1,6 +1,6 @@
 """What a profile is made of: plain records, which JSON shows as they are.
 
-Names end in their unit: ``_s`` seconds, ``_bytes`` bytes, ``_w`` watts, ``_j`` joules. Ratios are unpruned over pruned,
+Names end in their unit: `_s` seconds, `_bytes` bytes, `_w` watts, `_j` joules. Ratios are unpruned over pruned,
 so that above 1 pruning gains.
 """
 
@@ -18,7 +18,7 @@ LLM_PREFILL = ("llm_pre", "select", "llm_post")
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of ``n`` times, in seconds.
+    """Statistics of `n` times, in seconds.
 
     Percentiles interpolate linearly between the sorted times, so that with few of them p99 is close to the longest.
     """
@@ -151,7 +151,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class DeviceSample:
-    """A device's sensors at one moment, as :class:`prunevid.runtime.profile.sensors.reading.Reading` has them."""
+    """A device's sensors at one moment, as `prunevid.runtime.profile.sensors.reading.Reading` has them."""
 
     time_s: float
     memory_bytes: int | None
@@ -285,7 +285,7 @@ class ProfileResult:
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """What differs between the pruned variants: ``frames`` and names of settings."""
+        """What differs between the pruned variants: `frames` and names of settings."""
         pruned = [{"frames": v.frames, **v.prune} for v in self.variants if v.prune is not None]
         return tuple(name for name in pruned[0] if len({settings[name] for settings in pruned}) > 1)
 

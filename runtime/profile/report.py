@@ -1,7 +1,7 @@
 """A profile as a page: one HTML file that needs nothing else, in any browser, on paper-wide screens and on phones.
 
 Every figure on the page is looked up in the JSON by its place there and carries that place and its exact value
-(``<data value="..." data-at="/variants/0/...">``), so the page cannot say anything else than the JSON does.
+(`<data value="..." data-at="/variants/0/...">`), so the page cannot say anything else than the JSON does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``prunevid show``: the command line of the pictures."""
+"""`prunevid show`: the command line of the pictures."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def caption(maps: TokenMaps, view: str) -> tuple[str, str]:
 
 
 def draw_key(pen: Pen, view: str, right: float, baseline: float) -> None:
-    """What the colours of a view mean, in a line that ends at ``right``."""
+    """What the colours of a view mean, in a line that ends at `right`."""
     if view == "merged":
         left = pen.text(right, baseline, "dynamic: one frame's own", _SMALL, MUTED, from_right=True)
         pen.box(left - 17, baseline - 10, 11, 11, DYNAMIC, 2)

@@ -30,7 +30,7 @@ _WIDEST, _TALLEST = 2.4, 0.5
 class TokenMaps:
     """A video's frames and what became of their patches for one question.
 
-    A frame has ``side * side`` patches, row by row: the model's visual tokens before merging. frames: uint8
+    A frame has `side * side` patches, row by row: the model's visual tokens before merging. frames: uint8
     [T, H, W, 3], RGB, as they are drawn. token: int64 [T, N], the merged token that a patch went into. static: bool
     [T, N], whether that token stands for the whole segment. kept: bool [T, N], whether the question kept it.
     attention: float32 [T, N] from 0 to 1, the token's score over the highest of the video. segment: int64 [T],
@@ -128,7 +128,7 @@ def observe(
 ) -> TokenMaps:
     """Ask a question about a video and look at what happened to its patches.
 
-    frames and prune as in ``Pipeline.open``; the answer is greedy, of 64 tokens at most. Raises PruneVidError where the
+    frames and prune as in `Pipeline.open`; the answer is greedy, of 64 tokens at most. Raises PruneVidError where the
     video cannot be read, the question not be asked, or tokens have no places in a square.
     """
     # Before the video is read: a question that cannot be asked should not cost its encoding.

@@ -17,7 +17,7 @@ _WHICH = "the output must be a .png, .gif or .html file"
 
 
 def check_picture(path: Path, video: str, bundle: str) -> None:
-    """Raise PruneVidError unless a picture can be written to ``path`` without harm to what it is made from."""
+    """Raise PruneVidError unless a picture can be written to `path` without harm to what it is made from."""
     if path.suffix.lower() not in _FORMATS:
         raise PruneVidError(f"{path}: {_WHICH}")
     check_output(path, inputs=(("the video", video), ("the bundle", bundle)))

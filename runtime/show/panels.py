@@ -18,7 +18,7 @@ _STEP = 4
 
 
 class Panels:
-    """Draws the panels of one video, each of ``size`` (width, height) in pixels."""
+    """Draws the panels of one video, each of `size` (width, height) in pixels."""
 
     def __init__(self, maps: TokenMaps, size: tuple[int, int]) -> None:
         self._maps, self._size = maps, size
@@ -29,7 +29,7 @@ class Panels:
         self._line = max(size) // 130
 
     def draw(self, view: str, frame: int) -> Image.Image:
-        """One of :data:`VIEWS` of a frame."""
+        """One of `VIEWS` of a frame."""
         picture = Image.fromarray(self._maps.frames[frame]).resize(self._size, Image.Resampling.LANCZOS)
         pixels = np.asarray(picture, np.float32)
         if view == "merged":

@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
         ...
 
     def get_added_tokens_decoder(self) -> Mapping[int, Any]:
-        """The added tokens by id; ``special`` of each says whether it is a control token."""
+        """The added tokens by id; `special` of each says whether it is a control token."""
         ...
 
 

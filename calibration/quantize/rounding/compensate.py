@@ -19,7 +19,7 @@ _BATCH = 16
 
 
 def in_blocks(by_input: np.ndarray, beyond: float = 0) -> np.ndarray:
-    """[K, n] as [ceil(K / 128), 128, n], with ``beyond`` for inputs beyond K."""
+    """[K, n] as [ceil(K / 128), 128, n], with `beyond` for inputs beyond K."""
     whole = np.pad(by_input, ((0, -len(by_input) % MOMENT_BLOCK), (0, 0)), constant_values=beyond)
     return whole.reshape(-1, MOMENT_BLOCK, by_input.shape[1])
 
@@ -27,8 +27,8 @@ def in_blocks(by_input: np.ndarray, beyond: float = 0) -> np.ndarray:
 class Rounding:
     """Rounds weights of a matrix whose inputs have these second moments.
 
-    ``moments``: float32 [ceil(K / 128), 128, 128], the mean of x x^T, as
-    :class:`prunevid.calibration.quantize.activations.Activations` has it; channels beyond K are zero.
+    `moments`: float32 [ceil(K / 128), 128, 128], the mean of x x^T, as
+    `prunevid.calibration.quantize.activations.Activations` has it; channels beyond K are zero.
     """
 
     def __init__(self, moments: np.ndarray) -> None:
@@ -45,9 +45,9 @@ class Rounding:
         self._moves = (factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None]).astype(np.float32)
 
     def levels(self, values: np.ndarray, steps: np.ndarray, row: int, lowest: int, highest: int) -> np.ndarray:
-        """Whole numbers float32 [k, n], ``lowest`` to ``highest``, which times ``steps`` stand for ``values``.
+        """Whole numbers float32 [k, n], `lowest` to `highest`, which times `steps` stand for `values`.
 
-        values: float32 [k, n], the weights of k inputs from ``row`` on, a multiple of 128; steps: float32 [k, n], not
+        values: float32 [k, n], the weights of k inputs from `row` on, a multiple of 128; steps: float32 [k, n], not
         zero.
         """
         first, blocks = row // MOMENT_BLOCK, in_blocks(values)

@@ -23,14 +23,14 @@ _FLOAT8_LARGEST = np.float32(448)
 
 @dataclass(frozen=True)
 class Float8PerChannel:
-    """E4M3 weights with one scale per output: ``codes`` float8_e4m3fn [K, N], ``scale`` [N] of the matrix's type.
+    """E4M3 weights with one scale per output: `codes` float8_e4m3fn [K, N], `scale` [N] of the matrix's type.
 
     scale = max |w| of the output's column / 448, rounded up where the type is float16; code = w / scale, rounded half
     to even. Per output, as NVIDIA's Model Optimizer does it for TensorRT in ONNX (its support matrix, FP8).
     """
 
     def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Scheme`; reads the matrix twice."""
+        """The arrays that stand for the matrix, by what they are (`codes`, `scale`); reads the matrix twice."""
         scale = as_scale(column_magnitude(matrix) / _FLOAT8_LARGEST, matrix.dtype)
         wide = scale.astype(np.float32)
         codes = np.empty(matrix.shape, FLOAT8)
@@ -41,18 +41,18 @@ class Float8PerChannel:
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Scheme`."""
+        """The matrix [inputs, N] that the arrays stand for, float32."""
         values: np.ndarray = arrays["codes"].astype(np.float32) * arrays["scale"].astype(np.float32)
         return values
 
 
 @dataclass(frozen=True)
 class Int4PerBlock:
-    """int4 weights with one scale per block of inputs: ``codes`` int4 [K, N], ``scale`` [K / block, N].
+    """int4 weights with one scale per block of inputs: `codes` int4 [K, N], `scale` [K / block, N].
 
     scale = max(max w / 7, max -w / 8) of the block, of the matrix's type, rounded up where that is float16: the block's
     range just fits into -8 to 7. code = w / scale, rounded half to even. Blocks are whole: K must be a multiple of
-    ``block`` (see :meth:`block_of`).
+    `block` (see `block_of`).
     """
 
     block: int = 128
@@ -62,7 +62,7 @@ class Int4PerBlock:
         return next((size for size in (self.block, 64) if inputs % size == 0), None)
 
     def quantize(self, matrix: Matrix, rounding: Rounding | None = None) -> dict[str, np.ndarray]:
-        """Codes to the nearest or by ``rounding``, and their scales, as every `schemes.Scheme` gives them."""
+        """Codes to the nearest or by `rounding`, and their scales, as every `schemes.Scheme` gives them."""
         inputs, outputs = matrix.shape
         block = self.block_of(inputs)
         if block is None:
@@ -84,7 +84,7 @@ class Int4PerBlock:
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
-        """See :class:`prunevid.calibration.quantize.rounding.schemes.Scheme`."""
+        """The matrix [inputs, N] that the arrays stand for, float32."""
         scale = arrays["scale"].astype(np.float32)
         values: np.ndarray = arrays["codes"].astype(np.float32) * scale.repeat(inputs // len(scale), axis=0)
         return values
@@ -112,18 +112,18 @@ class Int8Activations:
     """int8: step = largest / 127; code = x / step, rounded half to even, -128 to 127."""
 
     def step(self, largest: float, dtype: np.dtype) -> np.ndarray:
-        """See :class:`ActivationScheme`."""
+        """The scale, a scalar of the float type, for activations of that magnitude at most."""
         return as_scale(np.array(largest / 127, np.float32), dtype)
 
     def restore(self, rows: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """See :class:`ActivationScheme`."""
+        """Activations float32, quantized and put back."""
         wide = step.astype(np.float32)
         restored: np.ndarray = np.clip(np.rint(rows / wide), -128, 127) * wide
         return restored
 
     @property
     def zero(self) -> np.ndarray:
-        """See :class:`ActivationScheme`."""
+        """The zero point, a scalar whose type is the codes'."""
         return np.zeros((), np.int8)
 
 
@@ -132,11 +132,11 @@ class Float8Activations:
     """E4M3: step = largest / 448; code = x / step, held to 448, rounded half to even."""
 
     def step(self, largest: float, dtype: np.dtype) -> np.ndarray:
-        """See :class:`ActivationScheme`."""
+        """The scale, a scalar of the float type, for activations of that magnitude at most."""
         return as_scale(np.array(largest, np.float32) / _FLOAT8_LARGEST, dtype)
 
     def restore(self, rows: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """See :class:`ActivationScheme`."""
+        """Activations float32, quantized and put back."""
         wide = step.astype(np.float32)
         held = np.clip(rows / wide, -_FLOAT8_LARGEST, _FLOAT8_LARGEST)
         restored: np.ndarray = held.astype(FLOAT8).astype(np.float32) * wide
@@ -144,5 +144,5 @@ class Float8Activations:
 
     @property
     def zero(self) -> np.ndarray:
-        """See :class:`ActivationScheme`."""
+        """The zero point, a scalar whose type is the codes'."""
         return np.zeros((), FLOAT8)

@@ -48,7 +48,7 @@ class Matrix(Protocol):
         ...
 
     def sample(self) -> np.ndarray:
-        """Columns (outputs) float32 [K, n] that stand for all of them: see :func:`sampled_columns`."""
+        """Columns (outputs) float32 [K, n] that stand for all of them: see `sampled_columns`."""
         ...
 
 
@@ -56,7 +56,7 @@ class Scheme(Protocol):
     """A way to quantize a matrix and to put it back."""
 
     def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
-        """The arrays that stand for the matrix, by what they are (``codes``, ``scale``)."""
+        """The arrays that stand for the matrix, by what they are (`codes`, `scale`)."""
         ...
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
@@ -66,28 +66,28 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class ArrayMatrix:
-    """A matrix [K, N] that is in memory; ``scale_type``: as what it counts, if not as the values' type."""
+    """A matrix [K, N] that is in memory; `scale_type`: as what it counts, if not as the values' type."""
 
     values: np.ndarray
     scale_type: np.dtype | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See :class:`Matrix`."""
+        """Inputs K and outputs N."""
         return int(self.values.shape[0]), int(self.values.shape[1])
 
     @property
     def dtype(self) -> np.dtype:
-        """``scale_type`` where it is given, else the values' own."""
+        """`scale_type` where it is given, else the values' own."""
         return self.scale_type or self.values.dtype
 
     def blocks(self) -> Iterator[Block]:
-        """See :class:`Matrix`."""
+        """All of the matrix; every block has all rows or all columns, and begins at a multiple of 256 rows."""
         for start, stop in spans(self.shape[0], self.shape[1]):
             yield Block(start, 0, self.values[start:stop])
 
     def sample(self) -> np.ndarray:
-        """See :class:`Matrix`."""
+        """Columns (outputs) float32 [K, n] that stand for all of them: see `sampled_columns`."""
         strips = [self.values[:, start:stop] for start, stop in sampled_columns(self.shape[1])]
         return np.concatenate(strips, axis=1).astype(np.float32, copy=False)
 
@@ -113,14 +113,14 @@ def sampled_columns(columns: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Int8PerChannel:
-    """int8 weights with one scale per output: ``codes`` int8 [K, N], ``scale`` [N] of the matrix's type.
+    """int8 weights with one scale per output: `codes` int8 [K, N], `scale` [N] of the matrix's type.
 
     scale = max |w| of the output's column / 127, rounded up where the type is float16; code = w / scale, rounded half
     to even.
     """
 
     def quantize(self, matrix: Matrix) -> dict[str, np.ndarray]:
-        """See :class:`Scheme`; reads the matrix twice."""
+        """The arrays that stand for the matrix, by what they are (`codes`, `scale`); reads the matrix twice."""
         inputs, outputs = matrix.shape
         scale = as_scale(column_magnitude(matrix) / np.float32(127), matrix.dtype)
         wide = scale.astype(np.float32)
@@ -132,7 +132,7 @@ class Int8PerChannel:
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
-        """See :class:`Scheme`."""
+        """The matrix [inputs, N] that the arrays stand for, float32."""
         values: np.ndarray = arrays["codes"].astype(np.float32) * arrays["scale"].astype(np.float32)
         return values
 
@@ -141,7 +141,7 @@ class Int8PerChannel:
 class Int4Blocks:
     """4-bit weights in blocks along the inputs, as the operator MatMulNBits wants them.
 
-    ``codes`` uint8 [N, ceil(K / block), block / 2], two codes a byte, the earlier input in the lower half; ``scale``
+    `codes` uint8 [N, ceil(K / block), block / 2], two codes a byte, the earlier input in the lower half; `scale`
     float32 [N, ceil(K / block)]. scale = the block's value of largest magnitude / -8, so that this value is met
     exactly; code = w / scale + 8, rounded, 0 to 15. Inputs beyond K are zero. Source: ONNX Runtime's ContribOperators
     (MatMulNBits), and its own quantizer, which gives the same codes and scales.
@@ -150,9 +150,9 @@ class Int4Blocks:
     block: int
 
     def quantize(self, matrix: Matrix, rounding: Rounding | None = None) -> dict[str, np.ndarray]:
-        """See :class:`Scheme`; codes to the nearest, or by ``rounding``, which leaves the scales as they are.
+        """The arrays that stand for the matrix: codes to the nearest, or by `rounding`, which leaves the scales alone.
 
-        ``rounding`` takes whole blocks: in one that is all zero, it has no error to make up for.
+        `rounding` takes whole blocks: in one that is all zero, it has no error to make up for.
         """
         if rounding is not None and self.block % MOMENT_BLOCK:
             raise ValueError(f"blocks of {self.block} inputs are not rounded by their activations")
@@ -182,7 +182,7 @@ class Int4Blocks:
         return {"codes": codes, "scale": scale}
 
     def dequantize(self, arrays: Mapping[str, np.ndarray], inputs: int) -> np.ndarray:
-        """See :class:`Scheme`."""
+        """The matrix [inputs, N] that the arrays stand for, float32."""
         packed, scale = arrays["codes"], arrays["scale"]
         levels = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scale.shape, self.block)
         values = (levels.astype(np.float32) - 8) * scale[..., None]

@@ -1,4 +1,4 @@
-"""The operators of the ONNX domain ``prunevid`` as GPU kernels, written in Triton.
+"""The operators of the ONNX domain `prunevid` as GPU kernels, written in Triton.
 
 `dpc_knn`, `refine_segments` and `group_topk` hold a kernel each; `compiler` turns them into PTX without a GPU.
 Importing this package does not import Triton; its modules need it, and none of them needs torch.

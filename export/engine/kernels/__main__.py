@@ -1,4 +1,4 @@
-"""What every kernel takes of every target GPU, without the GPU: ``python -m prunevid.export.engine.kernels``."""
+"""What every kernel takes of every target GPU, without the GPU: `python -m prunevid.export.engine.kernels`."""
 
 from __future__ import annotations
 

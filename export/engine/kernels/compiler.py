@@ -58,7 +58,7 @@ def compile_kernel(
 ) -> CompiledKernel:
     """Compile a Triton kernel ahead of time.
 
-    types: Triton's types of the arguments, in order (``*fp32``, ``i32``); constants: the values of the rest, by name;
+    types: Triton's types of the arguments, in order (`*fp32`, `i32`); constants: the values of the rest, by name;
     capability: of the GPU, times ten (87 is sm_87). Raises PruneVidError for a GPU that is not known.
     """
     if capability not in _PTX_VERSIONS:  # LLVM would end the process

@@ -1,10 +1,10 @@
-"""Density-peak clustering of one group of tokens per program: the operator ``DpcKnn``.
+"""Density-peak clustering of one group of tokens per program: the operator `DpcKnn`.
 
 A thread owns a token, that is a column of the group's table of distances, and the program reads the table row by row:
 neighbouring threads read neighbouring numbers, and what is found for a token (its nearest, its density, its distance
 to a denser one, its rank, its centre) stays in registers without a word to other threads. The table must therefore be
 symmetric, as distances are. It is read three times; the first time fetches it, the others mostly hit a cache.
-Source: PruneVid (arXiv 2412.16117), section 3.2. The oracle is :func:`prunevid.methods.clustering.dpc_knn`.
+Source: PruneVid (arXiv 2412.16117), section 3.2. The oracle is `prunevid.methods.clustering.dpc_knn`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def dpc_knn_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Cluster group ``program_id(0)``.
+    """Cluster group `program_id(0)`.
 
     squared [G, tokens, tokens] floating point and symmetric, valid [G, tokens] any integer or bool, clusters [G]
     integer; writes cluster [G, tokens] integer: the cluster of each token, -1 where invalid.

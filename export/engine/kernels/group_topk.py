@@ -1,8 +1,8 @@
-"""Which tokens of every group have the largest scores: the part of ``GroupTopK`` that needs a kernel.
+"""Which tokens of every group have the largest scores: the part of `GroupTopK` that needs a kernel.
 
 A token is kept if fewer than its group's quota are ahead of it, which every token can count for itself: any number of
 tokens and groups, in any order. The kernel marks the kept tokens.
-Source: PruneVid (arXiv 2412.16117), section 3.3. The oracle is :func:`prunevid.methods.selection.group_topk`.
+Source: PruneVid (arXiv 2412.16117), section 3.3. The oracle is `prunevid.methods.selection.group_topk`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def group_topk_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Decide on ROWS tokens from ``program_id(0) * ROWS`` on.
+    """Decide on ROWS tokens from `program_id(0) * ROWS` on.
 
     scores [tokens] floating point, group [tokens] integer, quota [G] integer; writes keep [tokens], of any type: 1
     for the quota[g] tokens of group g with the largest scores, ties to the lower index, else 0.

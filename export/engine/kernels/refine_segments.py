@@ -1,6 +1,6 @@
-"""Cluster labels of frames to contiguous segments, in one program: the operator ``RefineSegments``.
+"""Cluster labels of frames to contiguous segments, in one program: the operator `RefineSegments`.
 
-Source: PruneVid (arXiv 2412.16117), section 3.2. The oracle is :func:`prunevid.methods.segments.refine_segments`.
+Source: PruneVid (arXiv 2412.16117), section 3.2. The oracle is `prunevid.methods.segments.refine_segments`.
 """
 
 from __future__ import annotations

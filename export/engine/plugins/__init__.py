@@ -1,4 +1,4 @@
-"""The ``prunevid`` operators as TensorRT plugins (TensorRT 10.9 or newer), and what the builder asks of them.
+"""The `prunevid` operators as TensorRT plugins (TensorRT 10.9 or newer), and what the builder asks of them.
 
 `nodes` makes a graph's nodes ready for TensorRT's parser, `registration` registers the plugins that they name with the
 builder of this process. Both work on the machine that the engine is for, so they need neither torch nor transformers:

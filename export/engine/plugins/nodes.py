@@ -1,8 +1,8 @@
 """What TensorRT's parser must find in a graph to take an operator for the plugin of that name.
 
-A plugin's inputs, outputs and own attributes are the operator's (``export/graphs/operators.py``), with two exceptions.
-Plugins cannot read booleans: DpcKnn reads ``valid`` as int32. And what only bounds the work of an operator's body is
-left out: GroupTopK does not read ``most``. No plugin has an output for scratch memory.
+A plugin's inputs, outputs and own attributes are the operator's (`export/graphs/operators.py`), with two exceptions.
+Plugins cannot read booleans: DpcKnn reads `valid` as int32. And what only bounds the work of an operator's body is
+left out: GroupTopK does not read `most`. No plugin has an output for scratch memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Registers the operators with TensorRT's builder as quickly deployable plugins with ahead-of-time kernels.
 
-Annotations are part of what TensorRT reads here, so they must not be postponed: no ``from __future__`` import.
+Annotations are part of what TensorRT reads here, so they must not be postponed: no `from __future__` import.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Written for any number of frames T and with shapes that depend on T alone: the groups of tokens that are clustered
 together (a segment's static positions, a frame's dynamic ones) are rows of one padded table of 2T rows, in the order
-of the merged sequence. What depends on the data is left to the ``prunevid`` operators. All of it runs in float32.
+of the merged sequence. What depends on the data is left to the `prunevid` operators. All of it runs in float32.
 The oracle is `prunevid.methods.prunevid`. Source: PruneVid (arXiv 2412.16117), section 3.2.
 """
 
@@ -35,7 +35,7 @@ class _Groups:
 
 
 def merge(op: Any, features: ir.Value, settings: Mapping[str, ir.Value], prune: PruneConfig) -> MergedValues:
-    """Append the merge of features [T, N, C] to the graph behind ``op``: see `prunevid.export.graphs.merge.Graph`."""
+    """Append the merge of features [T, N, C] to the graph behind `op`: see `prunevid.export.graphs.merge.Graph`."""
     neighbours = prune.neighbours
     features = op.Cast(features, to=ir.DataType.FLOAT)
     opset = op.builder.graph.opset_imports[""]

@@ -17,8 +17,8 @@ class KvCacheSpec:
     """The KV cache as the graphs take and give it.
 
     Attributes:
-        layout: ``in_place``: one buffer [1, kv_heads, capacity, head_dim] of a layer's keys or values is given as past
-            and as present, and the graph writes into it. ``appended``: the past is [1, rows, kv_heads, head_dim], and
+        layout: `in_place`: one buffer [1, kv_heads, capacity, head_dim] of a layer's keys or values is given as past
+            and as present, and the graph writes into it. `appended`: the past is [1, rows, kv_heads, head_dim], and
             the present holds the new rows only.
         dtype: Element type, in NumPy's words.
 

@@ -186,7 +186,7 @@ class EngineSet:
         return PRODUCTS[self.product]
 
     def misfit(self, here: EngineDevice) -> str | None:
-        """Why they do not run ``here``: the release, the GPU or its driver; None where they do."""
+        """Why they do not run `here`: the release, the GPU or its driver; None where they do."""
         if self.release != here.release:
             what, ours, theirs = self._product.title, here.release, self.release
         elif self.gpu is not None and (self.gpu, self.capabilities) != (here.gpu, (here.compute_capability,)):

@@ -30,7 +30,7 @@ class Piece:
 
     Attributes:
         row: The vector's row in the embedding table.
-        text: The text; ``{seconds:.1f}`` in it stands for the time of the frame, with 0 to 6 digits behind the point.
+        text: The text; `{seconds:.1f}` in it stands for the time of the frame, with 0 to 6 digits behind the point.
 
     Raises:
         InvalidValueError: It is both or neither, or the text has another field.
@@ -78,13 +78,13 @@ class TokenLayout:
     Attributes:
         tokens_per_frame: Visual tokens of one frame.
         grid: Rows and columns in which a frame's tokens lie, row by row; None where they have no places in the frame.
-        placeholder: What the placeholder of the prompt (``prompt.video_token``) stands for: ``video``, which it does
-            once, or ``frame``, one for each; what the template writes between two of them then stands between frames.
+        placeholder: What the placeholder of the prompt (`prompt.video_token`) stands for: `video`, which it does
+            once, or `frame`, one for each; what the template writes between two of them then stands between frames.
         before_frame: What stands before the tokens of each frame.
         after_frame: What stands behind them.
         after_video: What stands behind all of it.
         position_axes: Positions of a row: 1, or 3 (time, height, width).
-        encoding: Whether the tower encodes each ``frame`` alone, or a ``clip`` as a whole.
+        encoding: Whether the tower encodes each `frame` alone, or a `clip` as a whole.
         question_dependent: Whether visual tokens depend on the question.
         features: Tokens and channels of a frame before merging, where they are not those of the visual tokens.
 

@@ -16,7 +16,7 @@ _LARGEST_NUMBER = 1e6
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From 8-bit frames to pixel values: a square of ``size``, then (value * rescale - mean) / std.
+    """From 8-bit frames to pixel values: a square of `size`, then (value * rescale - mean) / std.
 
     Attributes:
         size: Side of the square that frames become, in pixels.

@@ -57,7 +57,7 @@ def find_jetson(root: Path = Path("/")) -> Jetson | None:
 
 
 class Jetson:
-    """Reads the sensors of a Jetson; :meth:`close` it in the end."""
+    """Reads the sensors of a Jetson; `close` it in the end."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._meminfo = root / "proc/meminfo"

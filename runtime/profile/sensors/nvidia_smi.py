@@ -39,7 +39,7 @@ def find_nvidia_card() -> NvidiaCard | None:
 
 
 class NvidiaCard:
-    """Reads what nvidia-smi printed last; :meth:`close` it in the end."""
+    """Reads what nvidia-smi printed last; `close` it in the end."""
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower

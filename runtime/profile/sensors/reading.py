@@ -43,7 +43,7 @@ class Sensors(Protocol):
 
 
 class Follower:
-    """A monitor in a process of its own that prints a line per reading; ``latest`` is the last one."""
+    """A monitor in a process of its own that prints a line per reading; `latest` is the last one."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.latest = ""

@@ -27,7 +27,7 @@ _LOOKS_PER_DEVICE_SAMPLE = 4
 
 
 def find_sensors(backend: str) -> Sensors | None:
-    """The sensors of what ``backend`` runs on: a Jetson's always, a card's if the backend runs there; None else."""
+    """The sensors of what `backend` runs on: a Jetson's always, a card's if the backend runs there; None else."""
     jetson = find_jetson()
     if jetson is not None or not BACKENDS[backend].on_gpu:
         return jetson
@@ -35,7 +35,7 @@ def find_sensors(backend: str) -> Sensors | None:
 
 
 class Telemetry:
-    """Samples this process's resident memory and a device's sensors while its ``with`` block runs."""
+    """Samples this process's resident memory and a device's sensors while its `with` block runs."""
 
     def __init__(self, device: Sensors | None, *, statm: Path = Path("/proc/self/statm")) -> None:
         self._device = device
@@ -59,7 +59,7 @@ class Telemetry:
         self._thread.join()
 
     def seconds(self, moment: float) -> float:
-        """A ``perf_counter()`` moment on the clock of the timeline."""
+        """A `perf_counter()` moment on the clock of the timeline."""
         return moment - self._begun
 
     def timeline(self) -> Timeline:

@@ -24,13 +24,13 @@ from benchmarks.machine import describe
 from benchmarks.report import points, save
 from demo import world
 from prunevid.calibration.judge import divergence
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.quantize.qdq import BlockInt4Qdq
 from prunevid.calibration.quantize.recipes import RECIPES, Recipe
 from prunevid.calibration.quantize.rewrite import TREATMENTS, BlockInt4, Treatment
 from prunevid.calibration.quantize.rounding.schemes import Int4Blocks
 from prunevid.calibration.questions import AskedVideo, Question
+from prunevid.console.progress import Silent
 from prunevid.export import export
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.pipeline import Pipeline

@@ -35,11 +35,11 @@ from benchmarks.machine import describe
 from benchmarks.quantize_memory import drawn
 from benchmarks.report import save
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import PlainLines, Silent
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.builder import job_of
 from prunevid.export.engine.destinations import RtxGpus
@@ -78,7 +78,7 @@ def measure(bundle: Bundle, toolkit: RtxToolkit, only: list[str]) -> Iterator[di
                     raise PruneVidError("the disk has no room for the engine")
                 output = Path(folder) / "engine"
                 job = job_of(bundle, graph, limits, destination)
-                built = destination.build(job, output, manifest, lambda *step: None)
+                built = destination.build(job, output, manifest, Silent())
                 parsed = built.parse_seconds or 0.0
                 row |= {
                     "parse seconds": parsed,

@@ -29,10 +29,10 @@ from benchmarks.machine import describe, peak_rss
 from benchmarks.report import save
 from benchmarks.systems import QUESTION, Chain, System, Transformers
 from prunevid.bundle import open_bundle
-from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import PlainLines
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ import numpy as np
 from benchmarks.machine import describe, peak_rss
 from benchmarks.report import save
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.quantize.activations import Activations, input_groups
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.quantize.linears import load_graph
@@ -34,6 +33,7 @@ from prunevid.calibration.quantize.recipes import RECIPES
 from prunevid.calibration.quantize.rounding.compensate import in_blocks
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import PlainLines
 
 _ROWS = 128
 

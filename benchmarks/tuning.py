@@ -18,12 +18,12 @@ from benchmarks.calibration import calibration_videos
 from benchmarks.machine import describe
 from benchmarks.report import save
 from prunevid import PruneConfig
-from prunevid.calibration.progress import PlainLines
 from prunevid.calibration.tuning.budget import Budget
 from prunevid.calibration.tuning.front_chart import draw_png
 from prunevid.calibration.tuning.pareto import interval
 from prunevid.calibration.tuning.search import Grid
 from prunevid.calibration.tuning.tune import Judged, Tuned, TuneSettings, tune
+from prunevid.console.progress import PlainLines
 from prunevid.export import export
 
 _LAYERS = (2, 1)

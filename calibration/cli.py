@@ -131,9 +131,9 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> int:
-    from prunevid.calibration.progress import on_stderr
     from prunevid.calibration.quantize.calibrate import Settings, calibrate
     from prunevid.calibration.quantize.sensitivity import FloatChoice
+    from prunevid.console.progress import on_stderr
 
     settings = Settings(
         recipe=args.recipe,
@@ -159,9 +159,9 @@ def _videos(args: argparse.Namespace) -> list[AskedVideo]:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from prunevid.calibration.progress import on_stderr
     from prunevid.calibration.tuning.budget import Budget
     from prunevid.calibration.tuning.tune import TuneSettings, tune
+    from prunevid.console.progress import on_stderr
 
     least = getattr(args, "min_agreement", None)
     budget = Budget(getattr(args, "max_tokens", None), getattr(args, "max_ttft_ms", None), least)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prunevid.config import PruneConfig
+from prunevid.console.progress import on_stderr
 from prunevid.console.values import path, whole
 from prunevid.dialects import DIALECTS
-from prunevid.export.settings import PRECISIONS, Progress
+from prunevid.export.settings import PRECISIONS
 from prunevid.models import KNOWN, known_model
 from prunevid.options import add_prune_options, prune_settings
 
@@ -52,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     known_model(args.model)
     from prunevid.export.exporter import export
 
-    with _progress() as progress:
+    with on_stderr(in_bytes=True) as progress:
         bundle = export(
             args.model,
             args.output,
@@ -67,35 +65,3 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"{bundle.path}: {bundle.size / 1e6:,.1f} MB")
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, a plain line per step in a pipe."""
-    if not sys.stderr.isatty():
-        yield _PlainLines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-
-        def update(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total or None)
-
-        yield update
-
-
-class _PlainLines:
-    """Prints a line whenever another step begins."""
-
-    def __init__(self) -> None:
-        self._step = ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self._step:
-            self._step = what
-            print(what, file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ from prunevid.bundle.sections.blocks import DEFAULT_BLOCKS
 from prunevid.bundle.sections.cache import KvCacheSpec
 from prunevid.bundle.sections.preprocessing import Preprocessing
 from prunevid.config import PruneConfig
+from prunevid.console.progress import Progress, Silent
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.export import writer
@@ -45,7 +46,7 @@ from prunevid.export.graphs.vision import build_vision_merge
 from prunevid.export.lint.unsupported import check_graphs
 from prunevid.export.processor_files import read_preprocessing
 from prunevid.export.prompt_files import CheckpointPrompt, prompt_of_bytes, read_prompt
-from prunevid.export.settings import PRECISIONS, Progress
+from prunevid.export.settings import PRECISIONS
 from prunevid.models import KnownModel, known_model
 from prunevid.validation import require_integer
 
@@ -115,7 +116,7 @@ def export(
     # What is wrong with a checkpoint should not be found out after gigabytes of weights.
     inputs = _read_inputs(source, _DTYPES[precision])
     with new_bundle(output, overwrite=overwrite) as folder:
-        manifest = _write(folder, source, inputs, dialect, precision, frames, prune, progress or _silent)
+        manifest = _write(folder, source, inputs, dialect, precision, frames, prune, progress or Silent())
         write_manifest(folder, replace(manifest, files=record_files(folder)))
         manifest = _check_opens(folder)
     return Bundle(Path(output), manifest)
@@ -168,7 +169,7 @@ def _write(
     weights, decoder = inputs.weights, family.decoder_spec(config, tied=inputs.tied)
     positions = config.text_config.max_position_embeddings
     prompt = inputs.prompt.write(folder) if inputs.prompt else prompt_of_bytes(folder, family.CHAT, positions)
-    progress("tracing the vision tower", 0, 0)
+    progress.step("tracing the vision tower")
     vision = family.vision_spec(config, inputs.empty, dtype, dialect.tower_attention)
     shape, float_type = decoder.shape, str(np.dtype(dtype.numpy()))
 
@@ -194,7 +195,7 @@ def _write(
     if DIALECTS[dialect_name].runs_on_tensorrt:
         # That TensorRT would not take a graph should not be found out on the device.
         check_graphs(folder, graphs)
-    progress("recording checksums", total, total)
+    progress.step("recording checksums", total, total)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"prunevid {__version__}",
@@ -258,12 +259,10 @@ class _Meter:
         self._progress, self._total, self._done = progress, total, 0
 
     def stage(self, what: str) -> writer.Advance:
+        self._progress.step(what, self._total, self._done)
+
         def advance(count: int) -> None:
             self._done += count
-            self._progress(what, self._done, self._total)
+            self._progress.advance(count)
 
         return advance
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass

@@ -9,8 +9,9 @@ import onnx
 
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineDevice
+from prunevid.console.progress import Progress
 from prunevid.export.engine import profiles as build_profiles
-from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
 
 ORIN = EngineDevice("10.16.0.72", "Orin", "8.7", "13.2")
 SHAPE_INPUTS = {"llm_pre": ("question_start",), "select": ("kept_count", "video_start")}
@@ -33,7 +34,7 @@ class StandIn:
         self.has_plugins = True
 
     def build(
-        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
+        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: Progress
     ) -> BuiltEngine:
         graph = job.graph
         if graph == self._failing and self._error is not None:
@@ -41,7 +42,7 @@ class StandIn:
         assert job.file.is_file()
         self.models[graph] = onnx.load_from_string(job.model)
         self.settings.append(settings)
-        progress("phase", 1, 2)
+        progress.step(f"{graph}: phase", 2, 1)
         profiles = [profile.name for profile in job.profiles]
         output.write_text(json.dumps([graph, profiles, self.version, settings.workspace]))
         known = tuple(

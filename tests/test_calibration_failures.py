@@ -24,7 +24,7 @@ import os, resource, signal, sys
 from pathlib import Path
 from prunevid.errors import PruneVidError
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
-from prunevid.calibration.progress import Silent
+from prunevid.console.progress import Silent
 from prunevid.calibration.questions import find_videos
 
 bundle, videos, folder = map(Path, sys.argv[1:])
@@ -38,7 +38,7 @@ class Failing(Silent):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
 
-    def step(self, what, total):
+    def step(self, what, total=0, done=0):
         self.current = what
         if (self.how, what) in (("full-quantizing", QUANTIZING), ("full-writing", WRITING)):
             self.fill()

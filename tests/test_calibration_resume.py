@@ -12,11 +12,11 @@ import pytest
 from asked import asked_videos
 
 from prunevid.bundle import open_bundle
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Calibrated, Settings, calibrate
 from prunevid.calibration.quantize.sensitivity import FloatChoice
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import Silent
 
 SETTINGS = {
     "cpu-int8": Settings("cpu-int8", min_agreement=0, max_new_tokens=3),
@@ -33,7 +33,7 @@ class Killed(Silent):
         self.steps: list[str] = []
         self.told: list[str] = []
 
-    def step(self, what: str, total: float) -> None:
+    def step(self, what: str, total: float = 0, done: float = 0) -> None:
         self.current = what
         self.steps.append(what)
 

@@ -12,12 +12,12 @@ import pytest
 
 from prunevid import PruneVidError
 from prunevid.calibration.judge import ask, divergence
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize import calibrate as calibration
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.quantize.linears import find_linears, load_graph
 from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.questions import AskedVideo, split
+from prunevid.console.progress import Silent
 from prunevid.runtime import SamplingConfig, load
 
 MEASURED = {"a": 0.1, "b": 0.4, "c": 0.0, "d": 0.4, "e": 0.01}

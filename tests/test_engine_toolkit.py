@@ -16,8 +16,10 @@ from unittest.mock import MagicMock
 import needs
 import pytest
 import tensorrt_on_cpu
+from told import Told
 
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.console.progress import Progress, Silent
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
 from prunevid.export.engine.profiles import limits_of, profiles_of
@@ -136,11 +138,11 @@ def build(
     bundle: Bundle,
     graph: str,
     settings: BuildSettings | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress | None = None,
 ) -> Any:
     profiles = profiles_of(bundle.manifest, graph, limits_of(bundle.manifest))
     job = EngineJob(graph, b"a model", bundle.file(bundle.manifest.graphs[graph].file), profiles)
-    return toolkit.build(job, bundle.path / "built", bundle.manifest, settings or BuildSettings(), progress)
+    return toolkit.build(job, bundle.path / "built", bundle.manifest, settings or BuildSettings(), progress or Silent())
 
 
 def test_the_device_is_what_cuda_says(toolkit: Toolkit, trt: Any) -> None:
@@ -218,10 +220,10 @@ def test_progress_is_passed_on_and_an_interrupt_stops_the_build(
     toolkit: Toolkit, bundle: Bundle, record: Callable[..., Recorder]
 ) -> None:
     recorder = record("select")
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, float, float]] = []
     answers: list[bool] = []
 
-    def progress(what: str, done: int, total: int) -> None:
+    def heard(what: str, done: float, total: float) -> None:
         seen.append((what, done, total))
         if done == 2:
             raise KeyboardInterrupt
@@ -239,6 +241,6 @@ def test_progress_is_passed_on_and_an_interrupt_stops_the_build(
 
     recorder.builder.build_serialized_network.side_effect = run
     with pytest.raises(KeyboardInterrupt):
-        build(toolkit, bundle, "select", progress=progress)
-    assert seen == [("Building Engine", 1, 3), ("Building Engine", 2, 3)]
+        build(toolkit, bundle, "select", progress=Told(heard))
+    assert seen == [("select: Building Engine", 1, 3), ("select: Building Engine", 2, 3)]
     assert answers == [True, True, False]

@@ -21,6 +21,7 @@ import onnx
 import pytest
 import torch
 from models import CHAT_TEMPLATE, IDS, LAYERS, TINY, VOCABULARY, save_checkpoint
+from told import Told
 
 from prunevid import PruneConfig, PruneVidError, __version__
 from prunevid.bundle import SCHEMA_VERSION, Bundle, open_bundle, sha256_of
@@ -127,7 +128,7 @@ def test_tied_embeddings_are_in_the_bundle_once(tiny_bundle: Callable[[str, str]
 
 
 def test_settings_and_progress_go_through(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, float, float]] = []
     prune = PruneConfig(keep_ratio=0.7, cluster_ratio=0.3, prune_layer=4, neighbours=3, selection="global")
     exported = export(
         "llava-ov",
@@ -137,7 +138,7 @@ def test_settings_and_progress_go_through(tiny_checkpoint: Callable[[str], Path]
         precision="fp16",
         frames=8,
         prune=prune,
-        progress=lambda *call: calls.append(call),
+        progress=Told(lambda *call: calls.append(call)),
     )
     manifest = open_bundle(exported.path).manifest
     assert (manifest.prune, manifest.frames) == (prune, 8)
@@ -554,13 +555,14 @@ def test_a_checkpoint_that_the_hub_cannot_give_is_refused(tmp_path: Path) -> Non
 
 EXPORT = """
 import os, resource, signal, sys
+from told import Told
 from prunevid import PruneVidError
 from prunevid.export import export
 
 checkpoint, folder = sys.argv[1:]
 
 def run(how):
-    def progress(what, done, total):
+    def heard(what, done, total):
         if how == "while-writing" and what == "writing llm_post" and done > total * 0.8:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "before-the-manifest" and what == "recording checksums":
@@ -571,7 +573,7 @@ def run(how):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     output = os.path.join(folder, how, "bundle")
     try:
-        export("llava-ov", output, checkpoint=checkpoint, overwrite=True, progress=progress)
+        export("llava-ov", output, checkpoint=checkpoint, overwrite=True, progress=Told(heard))
     except PruneVidError as error:
         sys.exit(f"refused: {error}")
 
@@ -600,7 +602,7 @@ def cut_short(
     for how in ("while-writing", "before-the-manifest"):
         shutil.copytree(bundle.path, folder / how / "bundle")
     command = [sys.executable, "-c", EXPORT, str(tiny_checkpoint("qwen2")), str(folder)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=one_thread)
     codes = dict(line.split() for line in done.stdout.splitlines())
     return folder, {how: int(code) for how, code in codes.items()}, done.stderr

@@ -84,3 +84,21 @@ def test_imports_run_one_way(part: str) -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     sorter = graphlib.TopologicalSorter({module: set(imports(module, lazy=False)) - {module} for module in MODULES})
     sorter.prepare()
+
+
+def test_nothing_private_of_other_packages_is_imported() -> None:
+    """What a package keeps to itself moves from one release to the next without a word."""
+    private = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            private += [
+                f"{module} imports {name}"
+                for name in names
+                if not name.startswith(("prunevid.", "__future__"))
+                and any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+            ]
+    # The types that type checkers alone know of: they are in no package.
+    assert [each for each in private if "_typeshed" not in each] == []

@@ -21,11 +21,11 @@ from schema_1 import DEMO, as_schema_1
 
 from prunevid import PruneVidError
 from prunevid.bundle import SCHEMA_VERSION, open_bundle
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
+from prunevid.console.progress import Silent
 from prunevid.runtime import load
 from prunevid.runtime.demo.asking import BUNDLE, CLIP
 

@@ -278,10 +278,10 @@ CALIBRATING = """
 import sys
 from pathlib import Path
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
-from prunevid.calibration.progress import Silent
+from prunevid.console.progress import Silent
 from prunevid.calibration.questions import find_videos
 class Waiting(Silent):
-    def step(self, what, total):
+    def step(self, what, total=0, done=0):
         if what == "asking the quantized bundle":
             print("working", flush=True)
             sys.stdin.readline()

@@ -17,11 +17,11 @@ from builder_stand_in import ORIN, RtxStandIn, StandIn
 from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
 from prunevid.bundle.sections.engine_sets import EngineSet
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
+from prunevid.console.progress import Silent
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import cli as build_cli
 from prunevid.export.engine.builder import build

@@ -19,12 +19,12 @@ import pytest
 
 from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.quantize.linears import load_graph
 from prunevid.calibration.quantize.store import stored_bytes
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import Silent
 from prunevid.export.engine.builder import build
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
 from prunevid.export.engine.profiles import Profile, Range, limits_of, profiles_of
@@ -105,7 +105,7 @@ def test_every_size_that_is_fixed_is_taken(
         ]
         single = replace(job, profiles=(Profile(profile.name, *fixed),))
         settings = BuildSettings(capabilities=("8.9",))
-        toolkit.build(single, tmp_path / "engine", bundle.manifest, settings, lambda *_: None)
+        toolkit.build(single, tmp_path / "engine", bundle.manifest, settings, Silent())
 
 
 def test_a_bundle_for_single_frames_is_built(bundles: Callable[[str], Bundle], tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ import needs
 import numpy as np
 import onnx
 import pytest
+from told import Told
 
 from prunevid.bundle import Bundle, open_bundle
+from prunevid.console.progress import Silent
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import rtx_worker
 from prunevid.export.engine.jobs import BuildSettings, EngineJob
@@ -51,10 +53,6 @@ def job_of(bundle: Bundle, graph: str) -> EngineJob:
     return EngineJob(graph, model.SerializeToString(), file, profiles)
 
 
-def ignore(what: str, done: int, total: int) -> None:
-    pass
-
-
 def worker_builder() -> rtx_worker.Builder:
     return rtx_worker.Builder(trt, lambda reply: None)
 
@@ -75,9 +73,9 @@ def test_an_engine_takes_and_gives_what_its_graph_does(
             assert all(
                 size == dim or (size == -1 and (isinstance(dim, str) or side == "outputs")) for size, dim in pairs
             )
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, float, float]] = []
     output = tmp_path / "engine"
-    built = toolkit.build(job, output, bundle.manifest, FOR_ADA, lambda *step: told.append(step))
+    built = toolkit.build(job, output, bundle.manifest, FOR_ADA, Told(lambda *step: told.append(step)))
     assert output.read_bytes()[:4] == b"vtrt"
     assert output.stat().st_size > Path(f"{job.file}.data").stat().st_size
     assert [profile.name for profile in built.profiles] == ["rows"]
@@ -156,7 +154,7 @@ def test_what_the_builder_refuses_is_named(toolkit: RtxToolkit, bundle: Bundle, 
     job = replace(job, profiles=(Profile("all", {}, {}),))
     output = tmp_path / "engine"
     with pytest.raises(PruneVidError, match=r"^TensorRT-RTX [\d.]+ (cannot parse|failed to build) select: .*") as error:
-        toolkit.build(job, output, replace(manifest, graphs=graphs), FOR_ADA, ignore)
+        toolkit.build(job, output, replace(manifest, graphs=graphs), FOR_ADA, Silent())
     assert "the_best" in str(error.value)
     assert "3840" in str(error.value)
     assert "/_src/" not in str(error.value)
@@ -166,30 +164,30 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_system(
     toolkit: RtxToolkit, bundle: Bundle, tmp_path: Path
 ) -> None:
     with pytest.raises(FileNotFoundError):
-        toolkit.build(job_of(bundle, "llm_post"), tmp_path / "none" / "engine", bundle.manifest, FOR_ADA, ignore)
+        toolkit.build(job_of(bundle, "llm_post"), tmp_path / "none" / "engine", bundle.manifest, FOR_ADA, Silent())
     if os.path.exists("/dev/full"):
         with pytest.raises(OSError, match="No space left"):
-            toolkit.build(job_of(bundle, "llm_post"), Path("/dev/full"), bundle.manifest, FOR_ADA, ignore)
+            toolkit.build(job_of(bundle, "llm_post"), Path("/dev/full"), bundle.manifest, FOR_ADA, Silent())
 
 
 def test_a_builder_that_is_killed_takes_nobody_along(toolkit: RtxToolkit, bundle: Bundle, tmp_path: Path) -> None:
-    def kill(what: str, done: int, total: int) -> None:
+    def kill(what: str, done: float, total: float) -> None:
         for process in children():
             os.kill(process, signal.SIGKILL)
 
     with pytest.raises(PruneVidError, match="failed to build llm_post: its process was killed, most likely since mem"):
-        toolkit.build(job_of(bundle, "llm_post"), tmp_path / "engine", bundle.manifest, FOR_ADA, kill)
+        toolkit.build(job_of(bundle, "llm_post"), tmp_path / "engine", bundle.manifest, FOR_ADA, Told(kill))
     assert not children()
 
 
 def test_an_error_while_it_is_told_of_progress_ends_the_builder(
     toolkit: RtxToolkit, bundle: Bundle, tmp_path: Path
 ) -> None:
-    def stop(what: str, done: int, total: int) -> None:
+    def stop(what: str, done: float, total: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        toolkit.build(job_of(bundle, "llm_post"), tmp_path / "engine", bundle.manifest, FOR_ADA, stop)
+        toolkit.build(job_of(bundle, "llm_post"), tmp_path / "engine", bundle.manifest, FOR_ADA, Told(stop))
     assert not children()
 
 
@@ -232,7 +230,7 @@ def test_a_profile_that_does_not_fit_is_told(toolkit: RtxToolkit, bundle: Bundle
     # Not the builder's fault: the largest number of rows is below the usual one.
     broken = replace(job, profiles=(Profile("rows", {**sizes, "rows": Range(1, 8, 4)}, {}),))
     with pytest.raises(PruneVidError):
-        toolkit.build(broken, tmp_path / "engine", bundle.manifest, FOR_ADA, ignore)
+        toolkit.build(broken, tmp_path / "engine", bundle.manifest, FOR_ADA, Silent())
 
 
 @pytest.mark.usefixtures("ordinary_signals")

@@ -62,10 +62,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], B
 def _quantized(bundle: Bundle, recipe: str, folder: Path) -> Bundle:
     """By random activations: what they are changes no node."""
     from benchmarks import quantize_memory
-    from prunevid.calibration.progress import PlainLines
     from prunevid.calibration.quantize.calibrate import Settings, quantize
     from prunevid.calibration.questions import Split
     from prunevid.calibration.workspace import Workspace
+    from prunevid.console.progress import PlainLines
 
     few = patch.object(quantize_memory, "_ROWS", 8)
     with few, patch("prunevid.calibration.quantize.calibrate.observe", quantize_memory.drawn):

@@ -22,7 +22,6 @@ from demo import world
 from prunevid import PruneConfig, PruneVidError
 from prunevid.bundle import open_bundle
 from prunevid.calibration.judge import divergence, normal
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, calibrate
 from prunevid.calibration.questions import AskedVideo, Question, read_questions, split
 from prunevid.calibration.tuning.budget import Budget
@@ -34,6 +33,7 @@ from prunevid.calibration.tuning.trials import Candidate, Trials, stream_each
 from prunevid.calibration.tuning.tune import Tuned, TuneSettings, tune
 from prunevid.calibration.workspace import Workspace
 from prunevid.cli import main
+from prunevid.console.progress import Silent
 from prunevid.runtime import SamplingConfig, load
 from prunevid.runtime.pipeline import Pipeline
 

@@ -22,10 +22,10 @@ from hostile import edit_manifest, peak_of_opening, record
 from prunevid import PruneVidError
 from prunevid.bundle import SCHEMA_VERSION, Manifest, open_bundle
 from prunevid.bundle.sections.engine_sets import EngineSpec
-from prunevid.calibration.progress import Silent
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import AskedVideo, Split
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import Silent
 from prunevid.export.engine.profiles import limits_of, profiles_of, recorded
 from prunevid.files import copy_file
 from prunevid.runtime import load

@@ -16,7 +16,6 @@ from prunevid import __version__
 from prunevid.bundle import Bundle, check_target, new_bundle, open_bundle, record_files, write_manifest
 from prunevid.bundle.sections.quantization import Quantization, QuantizedGraph
 from prunevid.calibration.judge import Judgement, ask_all, judge
-from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.quantize.activations import Activations, input_groups, observe
 from prunevid.calibration.quantize.kv_int8 import (
     LEAST_ONNXRUNTIME,
@@ -34,6 +33,7 @@ from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensi
 from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_rewritten
 from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
 from prunevid.calibration.workspace import Workspace, only_here
+from prunevid.console.progress import Progress, Silent
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file

@@ -18,11 +18,11 @@ import onnxruntime as ort
 from onnx_ir.tape import Tape
 
 from prunevid.bundle import Bundle, GraphSpec
-from prunevid.calibration.progress import Progress
 from prunevid.calibration.quantize.linears import load_graph
 from prunevid.calibration.quantize.variants import VariantBackend
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import Progress
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.runtime.backends.arrays import Array

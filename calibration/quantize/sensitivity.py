@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from prunevid.bundle import Bundle
 from prunevid.calibration.judge import divergence
-from prunevid.calibration.progress import Progress
 from prunevid.calibration.quantize.linears import load_graph
 from prunevid.calibration.quantize.recipes import Recipe
 from prunevid.calibration.quantize.rewrite import TREATMENTS, layers_of, put_quantized
@@ -18,6 +17,7 @@ from prunevid.calibration.quantize.store import WeightStore
 from prunevid.calibration.quantize.variants import VariantBackend
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.workspace import Workspace
+from prunevid.console.progress import Progress
 from prunevid.errors import PruneVidError
 from prunevid.runtime.pipeline import Pipeline
 from prunevid.runtime.sequence import VideoTokens

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from prunevid.bundle import Bundle
-from prunevid.calibration.progress import Progress
 from prunevid.calibration.questions import AskedVideo
 from prunevid.calibration.tuning.pareto import clearly_worse, front, layers
 from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials
 from prunevid.config import SETTINGS, PruneConfig
+from prunevid.console.progress import Progress
 from prunevid.errors import PruneVidError
 
 _ROUNDS = 4

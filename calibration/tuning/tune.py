@@ -15,7 +15,6 @@ from prunevid import __version__
 from prunevid.bundle import Bundle, Manifest, new_bundle, open_bundle, write_manifest
 from prunevid.bundle.sections.tuning import Tuning
 from prunevid.calibration.judge import normal
-from prunevid.calibration.progress import Progress, Silent
 from prunevid.calibration.quantize.calibrate import check_output_is_new, check_questions, readable
 from prunevid.calibration.questions import AskedVideo, Split, split
 from prunevid.calibration.tuning.budget import Budget, choose, describe, figures
@@ -25,6 +24,7 @@ from prunevid.calibration.tuning.search import Found, Grid, candidates, largest_
 from prunevid.calibration.tuning.trials import Candidate, Outcome, Trials
 from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.config import SETTINGS
+from prunevid.console.progress import Progress, Silent
 from prunevid.errors import PruneVidError
 from prunevid.files import copy_file
 from prunevid.runtime.machine import describe as describe_machine

@@ -17,6 +17,7 @@ from prunevid import __version__
 from prunevid.bundle import Bundle, FileRecord, Manifest, open_bundle, sha256_of
 from prunevid.bundle.changing import changing, check_unchanged, replace_manifest
 from prunevid.bundle.sections.engine_sets import EngineSpec
+from prunevid.console.progress import Progress, Silent
 from prunevid.dialects import DIALECTS
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.destinations import Destination, RtxGpus, ThisGpu
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 _WORK = "building engines of"
 _PARTIAL = "partial"
-# Called with the graph, what is being done, the steps done and the steps that there are.
-Progress = Callable[[str, str, int, int], None]
 # Called with the graph whose engine was built.
 Done = Callable[[str, BuiltEngine], None]
 
@@ -64,8 +63,9 @@ def build(
     device: `local`, or the device that this machine must be (see `targets`), or `rtx`: TensorRT for RTX, which
     builds on any machine for GPUs of the compute capabilities that `settings` have. fp16: insist on a bundle in half
     precision. frames and text: the largest video, by default the bundle's frames, and the rows for text. Engines that
-    the bundle has already, built from the same for the same, are kept unless `force`. progress and done: called while
-    an engine is built, and when it is. toolkit: the TensorRT to build with, by default the one that is installed.
+    the bundle has already, built from the same for the same, are kept unless `force`. progress: is told
+    how far an engine is; done: called when it is built. toolkit: the TensorRT to build with, by default the one that is
+    installed.
     Returns the bundle with its engines; this build's are the last of its sets, and replaced those for the same GPUs.
 
     The bundle changes only when all engines are built. Raises PruneVidError for anything a caller can mend.
@@ -86,7 +86,7 @@ def build(
             if graph in kept:
                 specs[graph] = kept[graph]
                 continue
-            specs[graph], record = _build_one(opened, plan, folder, destination, progress or _silent, done or _silent)
+            specs[graph], record = _build_one(opened, plan, folder, destination, progress or Silent(), done)
             records[specs[graph].file] = record
         _install(opened, folder, destination, specs, records)
     return open_bundle(opened.path, verify=False)
@@ -163,22 +163,21 @@ def _same_set(manifest: Manifest, destination: Destination) -> dict[str, EngineS
 
 
 def _build_one(
-    bundle: Bundle, plan: _Plan, folder: Path, destination: Destination, progress: Progress, done: Done
+    bundle: Bundle, plan: _Plan, folder: Path, destination: Destination, progress: Progress, done: Done | None
 ) -> tuple[EngineSpec, FileRecord]:
     """Build one engine into `folder`, under the name that it will have in the bundle."""
     graph = plan.job.graph
-    progress(graph, "starting", 0, 0)
+    progress.step(f"{graph}: starting")
     partial = folder / _PARTIAL
-    built = destination.build(
-        plan.job, partial, bundle.manifest, lambda what, steps, total: progress(graph, what, steps, total)
-    )
+    built = destination.build(plan.job, partial, bundle.manifest, progress)
     record = FileRecord(partial.stat().st_size, sha256_of(partial))
     # The name tells one build from the next: a bundle in use keeps its files until its manifest is replaced.
     # It tells one set of engines from the next, too, of which two may be alike to the last byte.
     place = json.dumps([record.sha256, *destination.engine_set({}).place])
     name = f"{graph}{destination.mark}.{hashlib.sha256(place.encode()).hexdigest()[:12]}.engine"
     partial.rename(folder / name)
-    done(graph, built)
+    if done is not None:
+        done(graph, built)
     return EngineSpec(name, built.profiles, plan.source), record
 
 
@@ -215,7 +214,3 @@ def _install(
     for name in stale:
         if folder.is_dir():
             (bundle.path / name).unlink(missing_ok=True)
-
-
-def _silent(*_: object) -> None:
-    pass

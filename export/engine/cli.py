@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunevid.console.progress import on_stderr
 from prunevid.console.values import path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import check_output
@@ -16,7 +15,6 @@ from prunevid.files import check_output
 if TYPE_CHECKING:
     from prunevid.bundle import Bundle
     from prunevid.bundle.sections.engine_sets import EngineSpec
-    from prunevid.export.engine.builder import Progress
     from prunevid.export.engine.jobs import BuiltEngine
 
 # As in targets.py and profiles.py, which need modules that help should not wait for.
@@ -89,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from prunevid.export.engine.jobs import BuildSettings
 
     built: dict[str, BuiltEngine] = {}
-    with _progress() as progress:
+    with on_stderr() as progress:
         bundle = build(
             args.bundle,
             device=args.device,
@@ -148,35 +146,3 @@ def _check(bundle: Bundle) -> int:
         failed += not found.passed
     print(f"{failed} outputs differ too much" if failed else "all outputs agree with ONNX Runtime")
     return _MISMATCH if failed else 0
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, a plain line per graph in a pipe."""
-    if not sys.stderr.isatty():
-        yield _PlainLines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-
-        def update(graph: str, what: str, done: int, total: int) -> None:
-            bars.update(task, description=f"{graph}: {what}", completed=done, total=total or None)
-
-        yield update
-
-
-class _PlainLines:
-    """Prints a line whenever another graph or phase begins."""
-
-    def __init__(self) -> None:
-        self._step = ("", "")
-
-    def __call__(self, graph: str, what: str, done: int, total: int) -> None:
-        if (graph, what) != self._step:
-            self._step = (graph, what)
-            print(f"{graph}: {what}", file=sys.stderr, flush=True)

@@ -10,9 +10,10 @@ import onnx
 
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineSet, EngineSpec
+from prunevid.console.progress import Progress
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
-from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
 from prunevid.export.engine.profiles import BuildLimits, ranges_of
 from prunevid.export.engine.targets import check_precision, check_target, rtx_capabilities
 from prunevid.export.lint.parsers import RTX
@@ -46,7 +47,7 @@ class Destination(Protocol):
     def engine_set(self, graphs: dict[str, EngineSpec]) -> EngineSet:
         """These engines, with what they are for."""
 
-    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
+    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: Progress) -> BuiltEngine:
         """Build one engine into the file `output`."""
 
 
@@ -82,7 +83,7 @@ class ThisGpu:
         """For this GPU and this TensorRT."""
         return EngineSet.built_on(self._here, graphs)
 
-    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
+    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: Progress) -> BuiltEngine:
         """On this GPU."""
         return self._toolkit.build(job, output, manifest, self._settings, progress)
 
@@ -117,7 +118,7 @@ class RtxGpus:
         """For GPUs of these compute capabilities and this TensorRT for RTX."""
         return EngineSet("tensorrt-rtx", self._toolkit.version, self._settings.capabilities, graphs)
 
-    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: BuildProgress) -> BuiltEngine:
+    def build(self, job: EngineJob, output: Path, manifest: Manifest, progress: Progress) -> BuiltEngine:
         """On any machine."""
         return self._toolkit.build(job, output, manifest, self._settings, progress)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunevid.bundle.sections.engine_sets import EngineProfile
 from prunevid.export.engine.profiles import Profile
-
-# Called with what TensorRT is doing, the steps done and the steps that there are.
-BuildProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

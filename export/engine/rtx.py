@@ -18,8 +18,9 @@ from typing import Any
 
 import prunevid
 from prunevid.bundle import Manifest
+from prunevid.console.progress import Progress
 from prunevid.errors import PruneVidError
-from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
 from prunevid.export.engine.profiles import recorded
 from prunevid.export.engine.rtx_worker import MODULE, known_capabilities
 
@@ -58,7 +59,7 @@ class RtxToolkit:
             return self._parse(worker, job)
 
     def build(
-        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
+        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: Progress
     ) -> BuiltEngine:
         """Build the engine of a graph into the file `output`, for the capabilities of `settings`.
 
@@ -117,7 +118,7 @@ class _Worker:
         except (OSError, ValueError) as error:
             raise PruneVidError(f"cannot start a process for {builder}: {error}") from error
 
-    def ask(self, what: str, arguments: dict[str, Any], failing: str, progress: BuildProgress | None = None) -> Any:
+    def ask(self, what: str, arguments: dict[str, Any], failing: str, progress: Progress | None = None) -> Any:
         """The answer to a request. Raises PruneVidError for one that is refused, OSError for a file that fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -130,7 +131,8 @@ class _Worker:
             reply = json.loads(line)
             if "progress" in reply:
                 if progress is not None:
-                    progress(*reply["progress"])
+                    phase, done, total = reply["progress"]
+                    progress.step(f"{self._graph}: {phase}", total, done)
             elif "errno" in reply:
                 raise OSError(reply["errno"], reply["error"])
             elif "error" in reply:

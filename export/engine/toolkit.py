@@ -12,9 +12,10 @@ from typing import Any
 
 from prunevid.bundle import Manifest
 from prunevid.bundle.sections.engine_sets import EngineDevice, EngineProfile
+from prunevid.console.progress import Progress
 from prunevid.errors import PruneVidError
 from prunevid.export.engine import plugins
-from prunevid.export.engine.jobs import BuildProgress, BuildSettings, BuiltEngine, EngineJob
+from prunevid.export.engine.jobs import BuildSettings, BuiltEngine, EngineJob
 from prunevid.export.engine.monitor import make_monitor
 from prunevid.export.engine.profiles import recorded
 
@@ -53,7 +54,7 @@ class Toolkit:
         plugins.register(self.device())
 
     def build(
-        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: BuildProgress
+        self, job: EngineJob, output: Path, manifest: Manifest, settings: BuildSettings, progress: Progress
     ) -> BuiltEngine:
         """Build the engine of a graph into the file `output`.
 
@@ -68,7 +69,9 @@ class Toolkit:
             inputs = [network.get_input(index) for index in range(network.num_inputs)]
             shape_inputs = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
             known = tuple(recorded(manifest, job.graph, profile, shape_inputs) for profile in job.profiles)
-            monitor = make_monitor(self._trt, progress)
+            monitor = make_monitor(
+                self._trt, lambda phase, done, total: progress.step(f"{job.graph}: {phase}", total, done)
+            )
             workspace = settings.workspace
             cache = None if settings.timing_cache is None else os.fspath(settings.timing_cache)
             config = backend.CreateConfig(

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from prunevid.config import SETTINGS, PruneConfig
+from prunevid.console.progress import on_stderr
 from prunevid.console.values import path, whole
 from prunevid.errors import PruneVidError
 from prunevid.files import STDOUT, write_output
@@ -90,7 +91,6 @@ def _measure(args: argparse.Namespace) -> ProfileResult:
     from prunevid.runtime.pipeline import load
     from prunevid.runtime.profile.measure import profile
     from prunevid.runtime.profile.records import Load
-    from prunevid.runtime.profile.terminal import show_progress
 
     threads = getattr(args, "threads", None)
     begin = perf_counter()
@@ -103,7 +103,7 @@ def _measure(args: argparse.Namespace) -> ProfileResult:
     if args.ops and not BACKENDS[pipeline.chain.backend].times_operators:
         able = " or ".join(backend.name for backend in BACKENDS.values() if backend.times_operators)
         raise PruneVidError(f"--ops reads the profile of {able}, not of {pipeline.chain.backend}: add --backend {able}")
-    with show_progress() as progress:
+    with on_stderr() as progress:
         result = profile(pipeline, args.video, args.question, settings, load=loaded, progress=progress)
     del pipeline
     return _with_operators(result, args, bundle, settings) if args.ops else result

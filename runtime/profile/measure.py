@@ -9,7 +9,6 @@ own, so that its time is known: where the last batch of frames merges on its way
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import perf_counter
@@ -19,6 +18,7 @@ import numpy as np
 from prunevid import __version__
 from prunevid.bundle import Manifest
 from prunevid.config import PruneConfig
+from prunevid.console.progress import Progress, Silent
 from prunevid.cost import prefill_cost
 from prunevid.errors import PruneVidError
 from prunevid.runtime.answer import Answer
@@ -43,10 +43,8 @@ from prunevid.runtime.sequence import VideoTokens
 from prunevid.runtime.text.sampling import SamplingConfig
 from prunevid.text.chat import PromptIds
 
-__all__ = ["Progress", "ProfileSettings", "profile"]
+__all__ = ["ProfileSettings", "profile"]
 
-# Called before every run: how many are done, of how many, and what runs now.
-Progress = Callable[[int, int, str], None]
 
 # The runtime's stages that are one here.
 _PARTS_OF_LLM_PRE = ("prefix", "question")
@@ -119,7 +117,7 @@ def profile(
     measuring = _Measuring(pipeline, video, ids, settings)
     try:
         with Telemetry(device) as telemetry:
-            measuring.run_all(telemetry, progress)
+            measuring.run_all(telemetry, progress or Silent())
     finally:
         if device:
             device.close()
@@ -172,18 +170,16 @@ class _Measuring:
         if self._manifest.model.random_weights:
             self.notes.append("This bundle has random weights: its speed and memory are real, its tokens mean nothing.")
 
-    def run_all(self, telemetry: Telemetry, progress: Progress | None) -> None:
+    def run_all(self, telemetry: Telemetry, progress: Progress) -> None:
         """All rounds, warm-up first."""
         rounds = self._settings.warmup + self._settings.runs
         total = rounds * len(self._plans)
         for number in range(rounds):
             indices = range(len(self._plans))
             for index in indices if number % 2 == 0 else reversed(indices):
-                if progress:
-                    progress(len(self.runs), total, self._plans[index].label)
+                done = len(self.runs)
+                progress.step(f"run {done + 1} of {total}: {self._plans[index].label}", total, done)
                 self._run(index, number, telemetry)
-        if progress:
-            progress(total, total, "done")
 
     def variants(self, timeline: Timeline) -> tuple[Variant, ...]:
         """The figures of every variant."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from prunevid.runtime.look import units
-from prunevid.runtime.profile.measure import Progress
 from prunevid.runtime.profile.records import (
     STAGES,
     Comparison,
@@ -27,29 +21,11 @@ from prunevid.runtime.profile.records import (
     Variant,
 )
 
-__all__ = ["print_result", "show_progress"]
+__all__ = ["print_result"]
 
 NOTHING = "-"
 # Types of operators that fit behind a graph's name.
 _TYPES = 3
-
-
-@contextmanager
-def show_progress() -> Iterator[Progress]:
-    """A bar on standard error, or plain lines where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _print_line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("measuring", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-
-
-def _print_line(done: int, total: int, what: str) -> None:
-    if done < total:
-        print(f"run {done + 1} of {total}: {what}", file=sys.stderr, flush=True)
 
 
 def print_result(result: ProfileResult, file: TextIO) -> None:

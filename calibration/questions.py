@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunevid.bundle import Bundle
+from prunevid.console.progress import Progress
 from prunevid.errors import PruneVidError
+from prunevid.runtime.video.pixel_values import resizer
+from prunevid.runtime.video.sources import read_frames
+from prunevid.text.chat import ChatPrompt
 
 # Asked about every video of a folder that comes without questions.
 GENERAL_QUESTIONS = (
@@ -131,3 +136,29 @@ def _parse(line: str, where: str) -> tuple[str, Question]:
     if answer is not None and not isinstance(answer, str):
         raise PruneVidError(f"{where}: 'answer' must be a text, or missing")
     return entry["video"], Question(entry["question"], answer, where)
+
+
+def check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
+    """Raise PruneVidError for a question that cannot be asked, before the long work begins."""
+    prompt = ChatPrompt.of(bundle)
+    for video in videos:
+        for question in video.questions:
+            try:
+                prompt.encode(question.text)
+            except PruneVidError as error:
+                if not question.where:
+                    raise
+                raise PruneVidError(f"{question.where}: {error}") from error
+
+
+def readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:
+    """The videos that can be read; the others are told of. Raises PruneVidError where they are too many."""
+    progress.step("reading the videos", len(videos))
+
+    shrink = resizer(bundle.manifest.preprocessing)
+
+    def read(path: Path) -> None:
+        progress.advance()
+        read_frames(path, bundle.manifest.frames, shrink)
+
+    return leave_out_unreadable(videos, read, progress.tell)

@@ -1,13 +1,11 @@
 """A small rendered world: coloured shapes that move or stand before a drifting, textured backdrop.
 
-`make_video(split, index)` gives one video and questions about it. Everything is drawn from
-`numpy.random.default_rng` seeded with (world version, split, index), so a video of one split can never
-occur in another.
+`make_video(split, index)` gives one video and questions about it. Everything is drawn from `numpy.random.default_rng`
+seeded with (world version, split, index), so a video of one split can never occur in another.
 
-What the world is made to exercise: several things move at once, some objects are seen in three or four of
-sixteen frames only, the backdrop drifts and the camera is noisy (so that few positions stand still), and in a
-third of the videos the scene is cut. Every question has exactly one right answer given the video, and no
-question asks whether something *repeats*: an average over time could not answer that.
+What the world is made to exercise: several things move at once, some objects are seen in three or four of sixteen
+frames only, the backdrop drifts and the camera is noisy (few positions stand still), and in a third of the videos the
+scene is cut. Every question has one right answer, and none asks whether something repeats: means could not tell.
 """
 
 from __future__ import annotations

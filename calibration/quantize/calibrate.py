@@ -31,7 +31,7 @@ from prunevid.calibration.quantize.recipes import KV_CACHES, RECIPES, Recipe
 from prunevid.calibration.quantize.rewrite import TREATMENTS, layers_of, put_quantized
 from prunevid.calibration.quantize.sensitivity import FloatChoice, measure_sensitivity
 from prunevid.calibration.quantize.store import WeightStore, stored_bytes, write_rewritten
-from prunevid.calibration.questions import AskedVideo, Split, leave_out_unreadable, split
+from prunevid.calibration.questions import AskedVideo, Split, check_questions, readable, split
 from prunevid.calibration.workspace import Workspace, only_here
 from prunevid.console.progress import Progress, Silent
 from prunevid.dialects import DIALECTS
@@ -40,9 +40,6 @@ from prunevid.files import copy_file
 from prunevid.runtime.backends.registry import ON_CPU
 from prunevid.runtime.pipeline import load
 from prunevid.runtime.text.sampling import SamplingConfig
-from prunevid.runtime.video.pixel_values import resizer
-from prunevid.runtime.video.sources import read_frames
-from prunevid.text.chat import ChatPrompt
 
 
 @dataclass(frozen=True)
@@ -169,32 +166,6 @@ def _check_bundle(bundle: Bundle, recipe: Recipe) -> None:
             f"the recipe {recipe.name} starts from {wanted} weights, {bundle.path} is in {manifest.precision}: export "
             f"it again with --precision {wanted}"
         )
-
-
-def check_questions(bundle: Bundle, videos: Sequence[AskedVideo]) -> None:
-    """Raise PruneVidError for a question that cannot be asked, before the long work begins."""
-    prompt = ChatPrompt.of(bundle)
-    for video in videos:
-        for question in video.questions:
-            try:
-                prompt.encode(question.text)
-            except PruneVidError as error:
-                if not question.where:
-                    raise
-                raise PruneVidError(f"{question.where}: {error}") from error
-
-
-def readable(bundle: Bundle, videos: Sequence[AskedVideo], progress: Progress) -> list[AskedVideo]:
-    """The videos that can be read; the others are told of. Raises PruneVidError where they are too many."""
-    progress.step("reading the videos", len(videos))
-
-    shrink = resizer(bundle.manifest.preprocessing)
-
-    def read(path: Path) -> None:
-        progress.advance()
-        read_frames(path, bundle.manifest.frames, shrink)
-
-    return leave_out_unreadable(videos, read, progress.tell)
 
 
 def _digest(bundle: Bundle, parts: Split, settings: Settings) -> str:

@@ -15,8 +15,8 @@ from prunevid import __version__
 from prunevid.bundle import Bundle, Manifest, new_bundle, open_bundle, write_manifest
 from prunevid.bundle.sections.tuning import Tuning
 from prunevid.calibration.judge import normal
-from prunevid.calibration.quantize.calibrate import check_output_is_new, check_questions, readable
-from prunevid.calibration.questions import AskedVideo, Split, split
+from prunevid.calibration.quantize.calibrate import check_output_is_new
+from prunevid.calibration.questions import AskedVideo, Split, check_questions, readable, split
 from prunevid.calibration.tuning.budget import Budget, choose, describe, figures
 from prunevid.calibration.tuning.latency import measure_ttft
 from prunevid.calibration.tuning.pareto import front, interval

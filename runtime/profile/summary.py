@@ -29,7 +29,7 @@ __all__ = ["Measured", "compare", "summarise", "summarise_variant"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What is the same in all runs of a variant: its settings, tokens, FLOPs and bytes. See `Variant`."""
+    """What is the same in all runs of a variant: its settings, tokens, FLOPs and bytes."""
 
     prune: PruneConfig | None
     frames: int

@@ -59,7 +59,7 @@ def read_frames(
         count: How many frames, at least 1.
         shrink: What is kept of every frame as it is read, such as `pixel_values.resizer` makes it; by default all of
             it.
-        scan_limit: See `read_video_file`.
+        scan_limit: Size in bytes up to which the packets of any file are listed, see `read_video_file`.
 
     Raises:
         PruneVidError: The source is missing or no video, has no frames or none that can be decoded, or

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Tests that need no exported model and take seconds; `make test` runs all.
-FAST := config config_schema cost device_memory docstrings engine_choice engine_profiles engine_rewriting families imports kv_cache needs \
+FAST := config config_schema cost device_memory docs docstrings engine_choice engine_profiles engine_rewriting families imports kv_cache needs \
 	preprocess profile_sensors progress python_choice reference sampling sentences video_sources calibration_schemes
 # ONNX Runtime and torch use two cores by themselves; workers beyond that gain time.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) / 2)

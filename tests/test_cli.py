@@ -10,26 +10,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from commands import ROOT, prunevid, refused
 
 from prunevid.cli import COMMANDS
 
-ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "onnx", "onnxscript")
-
-
-def prunevid(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prunevid.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence of a refused command."""
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

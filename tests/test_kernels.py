@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_operators import clusterings, is_clear, labelings, selections
+from operator_cases import clusterings, is_clear, labelings, selections
 from triton_interpreter import interpreter
 from triton_interpreter import run as run_on
 

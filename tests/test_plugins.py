@@ -16,9 +16,9 @@ import pytest
 import tensorrt_on_cpu
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from operator_cases import model_of
+from operator_cases import run as run_body
 from plugin_builder import Input, Launch
-from test_operators import model_of
-from test_operators import run as run_body
 
 from prunevid.errors import PruneVidError
 from prunevid.export.engine.plugins.nodes import ATTRIBUTES, PLUGINS, plugin_nodes

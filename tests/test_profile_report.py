@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_profile_sensors import ORIN_RAILS, board
+from boards import ORIN_RAILS, board
 
 from prunevid.runtime import Pipeline, load
 from prunevid.runtime.look import units

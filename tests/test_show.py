@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from commands import prunevid, refused
+from drawn import configs, videos
 from hypothesis import given, settings
 from models import structured_features
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
-from test_cli import prunevid, refused
-from test_reference import configs, videos
 
 from prunevid import PruneConfig, PruneVidError, merge_tokens, select_tokens
 from prunevid.methods.prunevid import static_group, static_positions

@@ -1,6 +1,6 @@
 """Merging as a graph, as it is for every merge method: the settings come in, the features of a video become its tokens.
 
-What stands between them is the method's (`Graph`). All of it is plain operators in both dialects, as the tower of
+What stands between them is the method's (`MergeGraph`). All of it is plain operators in both dialects, as the tower of
 vision_merge. The oracle is `prunevid.methods.merging.merge_tokens`.
 """
 
@@ -41,7 +41,7 @@ class MergedValues:
     segment: ir.Value
 
 
-class Graph(Protocol):
+class MergeGraph(Protocol):
     """What a method's module in `prunevid.export.graphs.methods` has."""
 
     def merge(self, op: Any, features: ir.Value, settings: Mapping[str, ir.Value], prune: PruneConfig) -> MergedValues:
@@ -94,7 +94,7 @@ def add_merged(
     op: Any, features: ir.Value, settings: Mapping[str, ir.Value], shape: FeatureShape, prune: PruneConfig
 ) -> None:
     """Append the merge of all frames' features, and declare what it yields as the graph's outputs."""
-    method = cast(Graph, import_module(METHODS[prune.method].graph))
+    method = cast(MergeGraph, import_module(METHODS[prune.method].graph))
     merged = method.merge(op, features, settings, prune)
     int64 = ir.DataType.INT64
     add_output(op, op.Cast(merged.tokens, to=shape.dtype), "video_tokens", shape.dtype, ["patches", shape.channels])

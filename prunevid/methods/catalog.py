@@ -24,7 +24,7 @@ class Method(NamedTuple):
     Attributes:
         settings: those of `PruneConfig` that it reads. Graphs declare the inputs that carry them in this order.
         reference: the module that is its `Reference`.
-        graph: the module of `prunevid.export` that writes its graph, see `prunevid.export.graphs.merge.Graph`.
+        graph: the module of `prunevid.export` that writes its graph, see `prunevid.export.graphs.merge.MergeGraph`.
     """
 
     settings: tuple[str, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Axis", "Series", "Span", "line_chart", "ticks"]
+__all__ = ["Axis", "Series", "Band", "line_chart", "ticks"]
 
 # The plot is drawn on a square of this side and stretched to whatever room there is.
 _SIDE = 1000
@@ -33,7 +33,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Span:
+class Band:
     """A stretch of the x axis with a background of its own."""
 
     style: str
@@ -59,7 +59,7 @@ def ticks(stop: float, unit: str) -> list[tuple[float, str]]:
     return [(value * scale, f"{value:,.10g} {suffix}".strip()) for value in values]
 
 
-def line_chart(title: str, series: Sequence[Series], x: Axis, unit: str, *, spans: Sequence[Span] = ()) -> Markup:
+def line_chart(title: str, series: Sequence[Series], x: Axis, unit: str, *, bands: Sequence[Band] = ()) -> Markup:
     """A chart of one or more lines over a y axis that starts at 0.
 
     title: what the y axis shows; unit: of the y axis, see `ticks`. Few points are marked as such.
@@ -72,9 +72,9 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, unit: str, *, span
 
     drawn = [
         Markup('<rect class="{}" x="{:.1f}" width="{:.1f}" y="0" height="{}"/>').format(
-            span.style, _share(span.start, x) * _SIDE, (_share(span.stop, x) - _share(span.start, x)) * _SIDE, _SIDE
+            band.style, _share(band.start, x) * _SIDE, (_share(band.stop, x) - _share(band.start, x)) * _SIDE, _SIDE
         )
-        for span in spans
+        for band in bands
     ]
     drawn += [
         Markup('<path class="grid" d="M0 {0:.1f}H{1}"/>').format((1 - value / height) * _SIDE, _SIDE)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prunevid.runtime.look import units
-from prunevid.runtime.look.charts import Axis, Series, Span, line_chart, ticks
+from prunevid.runtime.look.charts import Axis, Band, Series, line_chart, ticks
 from prunevid.runtime.profile.records import STAGES, Comparison, ProfileResult, Variant
 
 __all__ = ["to_html"]
@@ -304,7 +304,7 @@ def _timeline_charts(result: ProfileResult) -> list[Markup]:
     labels = [(value, text) for value, text in ticks(end, "seconds") if value <= end]
     axis = Axis(0.0, end, labels)
     spans = [
-        Span(f"span-{result.variants[run.variant].name}", run.begin_s, run.begin_s + run.end_to_end_s)
+        Band(f"span-{result.variants[run.variant].name}", run.begin_s, run.begin_s + run.end_to_end_s)
         for run in result.runs
     ]
     samples = timeline.device
@@ -319,7 +319,7 @@ def _timeline_charts(result: ProfileResult) -> list[Markup]:
         ("GPU load", "share", [(s.time_s, s.gpu_load) for s in samples if s.gpu_load is not None]),
     ]
     return [
-        line_chart(title, [Series(title, "total", _thinned(points, end))], axis, unit, spans=spans)
+        line_chart(title, [Series(title, "total", _thinned(points, end))], axis, unit, bands=spans)
         for title, unit, points in lines
         if points
     ]

@@ -35,7 +35,7 @@ class _Groups:
 
 
 def merge(op: Any, features: ir.Value, settings: Mapping[str, ir.Value], prune: PruneConfig) -> MergedValues:
-    """Append the merge of features [T, N, C] to the graph behind `op`: see `prunevid.export.graphs.merge.Graph`."""
+    """Append the merge of features [T, N, C] to the graph behind `op` (`prunevid.export.graphs.merge.MergeGraph`)."""
     neighbours = prune.neighbours
     features = op.Cast(features, to=ir.DataType.FLOAT)
     opset = op.builder.graph.opset_imports[""]

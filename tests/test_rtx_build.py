@@ -16,7 +16,7 @@ from builder_stand_in import ORIN, RtxStandIn, StandIn
 
 from benchmarks.quantize_memory import drawn
 from prunevid.bundle import Bundle, open_bundle
-from prunevid.bundle.sections.engine_sets import EngineSet
+from prunevid.bundle.sections.engine_sets import EngineDevice, EngineSet, engines_for
 from prunevid.calibration.quantize.calibrate import Settings, quantize
 from prunevid.calibration.questions import Split
 from prunevid.calibration.workspace import Workspace
@@ -154,6 +154,11 @@ def test_engines_for_other_capabilities_stand_beside_those_that_are_there(path: 
     files = [engine.file for engine in built.all_engines]
     assert len(set(files)) == 2 * len(GRAPHS)
     assert {p.name for p in path.glob("*.engine")} == set(files)
+    # Both run on 8.6: what was built last is taken, whether or not anything had to be built for it.
+    here = EngineDevice("1.7.1.116", "GPU", "8.6", "13.2")
+    assert engines_for(built.engine_sets, "tensorrt-rtx", here).capabilities == ("8.6", "8.9")
+    again = build_rtx(path, RtxStandIn(), "8.6").manifest.engine_sets
+    assert engines_for(again, "tensorrt-rtx", here).capabilities == ("8.6",)
 
 
 @pytest.mark.parametrize("error", [PruneVidError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])

@@ -206,7 +206,7 @@ class EngineSet:
 
 
 def engines_for(sets: Sequence[EngineSet], product: str, here: EngineDevice) -> EngineSet:
-    """The first set of a product that runs here.
+    """The set of a product that runs here; of several the one that was built last, which stands last.
 
     Args:
         sets: Of which one at least is the product's.
@@ -217,18 +217,16 @@ def engines_for(sets: Sequence[EngineSet], product: str, here: EngineDevice) -> 
         PruneVidError: None of them runs here.
     """
     spec, found = PRODUCTS[product], [engines for engines in sets if engines.product == product]
-    misfits = []
-    for engines in found:
-        misfit = engines.misfit(here)
+    misfits = [engines.misfit(here) for engines in found]
+    for engines, misfit in zip(reversed(found), reversed(misfits), strict=True):
         if misfit is None:
             return engines
-        misfits.append(misfit)
     title = f"{spec.title} " if not spec.is_bound_to_gpu else ""
     where = f" {spec.where}" if spec.is_bound_to_gpu else ""
     if len(misfits) > 1:
         title = f"{len(misfits)} sets of {title}"
     raise PruneVidError(
-        f"the {title}engines of this bundle do not run here: {'; '.join(misfits)}: "
+        f"the {title}engines of this bundle do not run here: {'; '.join(filter(None, misfits))}: "
         f"build them again{where} with `{spec.build}`"
     )
 

@@ -6,7 +6,6 @@ ONNX nodes. How many tokens a question keeps of what merging leaves is the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
@@ -51,29 +50,6 @@ class Reference(Protocol):
 
     def merge(self, video: Floats, config: PruneConfig) -> MergedTokens:
         """Merge the tokens of a video, float64 [T, N, C], finite; the merged tokens are float64, too."""
-        ...
-
-    def merge_flops(self, channels: int, frames: int, group_sizes: Sequence[int], config: PruneConfig) -> int:
-        """FLOPs that merging needs, whatever the graph computes in vain.
-
-        Args:
-            channels: channels of a visual token.
-            frames: frames that are merged.
-            group_sizes: tokens of every group before they are clustered.
-            config: the settings.
-        """
-        ...
-
-    def graph_flops(self, tokens: int, channels: int, frames: int) -> int:
-        """FLOPs that the graph runs for so many frames of so many tokens."""
-        ...
-
-    def graph_bytes(self, tokens: int, channels: int, frames: int) -> int:
-        """Bytes of the graph's activations for so many frames of so many tokens."""
-        ...
-
-    def usual_share(self, config: PruneConfig) -> float:
-        """Share of the visual tokens that merging usually leaves."""
         ...
 
 
